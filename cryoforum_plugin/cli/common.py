@@ -1,0 +1,72 @@
+"""What every command shares: error handling, common options, printing. No heavy imports here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rich_click as click
+
+from cryoforum_plugin.errors import CryoForumError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+INPUT_FILE = click.Path(path_type=Path)  # existence is checked by the readers, which say what to do
+OUTPUT_PATH = click.Path(path_type=Path)
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+seed_option = click.option("--seed", type=int, default=1, show_default=True, help="Seed of all random choices.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to compute."
+)
+data_root_option = click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder that relative image paths start from "
+    "[default: the current folder for .star, the project folder for .cs].",
+)
+json_option = click.option("--json", "json_file", type=OUTPUT_PATH, default=None, help="Also write the figures here.")
+
+
+@contextmanager
+def user_errors(debug: bool) -> Iterator[None]:
+    """Turn errors into one line on stderr and exit code 1 (130 on Ctrl-C); `debug` keeps the traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("cryoforum: interrupted", err=True)
+        sys.exit(130)
+    except click.exceptions.ClickException:
+        raise
+    except (click.exceptions.Exit, click.exceptions.Abort):
+        raise
+    except CryoForumError as error:
+        if debug:
+            raise
+        click.echo(f"cryoforum: error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        click.echo(
+            f"cryoforum: error: unexpected {type(error).__name__}: {text} (run again with --debug for the details)",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def write_json(path: Path | None, figures: dict[str, Any], overwrite: bool) -> None:
+    """Write `figures` to `path` (if given) as JSON, whole or not at all."""
+    from cryoforum_plugin.atomic import atomic_file
+
+    if path is not None:
+        with atomic_file(path, overwrite) as temporary:
+            temporary.write_text(json.dumps(figures, indent=2) + "\n")

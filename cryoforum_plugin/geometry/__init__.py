@@ -1,0 +1,29 @@
+"""Rotations, distances and point groups."""
+
+from cryoforum_plugin.geometry.rotations import (
+    angular_distance,
+    angular_distance_to_group,
+    in_plane_quaternion,
+    quaternion_to_relion_euler,
+    quaternion_to_rotation_vector,
+    random_quaternions,
+    relion_euler_to_quaternion,
+    right_multiplication_matrix,
+    rotation_vector_to_quaternion,
+    super_fibonacci_quaternions,
+)
+from cryoforum_plugin.geometry.symmetry import symmetry_group
+
+__all__ = [
+    "angular_distance",
+    "angular_distance_to_group",
+    "in_plane_quaternion",
+    "quaternion_to_relion_euler",
+    "quaternion_to_rotation_vector",
+    "random_quaternions",
+    "relion_euler_to_quaternion",
+    "right_multiplication_matrix",
+    "rotation_vector_to_quaternion",
+    "super_fibonacci_quaternions",
+    "symmetry_group",
+]
