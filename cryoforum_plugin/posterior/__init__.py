@@ -1,0 +1,28 @@
+"""The Bingham distribution: what the network says of an orientation."""
+
+from cryoforum_plugin.posterior.bingham import (
+    align_to_copy,
+    gaps,
+    left_multiplication_matrix,
+    log_normaliser,
+    matrix_from_upper,
+    mode,
+    negative_log_likelihood,
+    upper_from_matrix,
+)
+from cryoforum_plugin.posterior.credible import credible_radius, mean_angle, probability_within, summarise
+
+__all__ = [
+    "align_to_copy",
+    "credible_radius",
+    "gaps",
+    "left_multiplication_matrix",
+    "log_normaliser",
+    "matrix_from_upper",
+    "mean_angle",
+    "mode",
+    "negative_log_likelihood",
+    "probability_within",
+    "summarise",
+    "upper_from_matrix",
+]
