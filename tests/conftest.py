@@ -1,0 +1,89 @@
+"""What every test shares: few threads, a fixed seed, the real RELION and the shared data where present."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+}
+
+
+@dataclass(frozen=True)
+class Relion:
+    """The RELION programs on PATH."""
+
+    folder: Path
+
+    def run(self, program: str, *arguments: object, cwd: Path | None = None, timeout_s: float = 300) -> str:
+        """Run one program; return its stdout and stderr together; fail the test when it fails."""
+        done = subprocess.run(
+            [program, *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, **OPEN_MPI},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.fail(f"{program} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+        return done.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(20240612)
+
+
+@pytest.fixture(scope="session")
+def relion() -> Relion:
+    """Return the real RELION; skip without it, or fail when CRYOFORUM_REQUIRE_RELION is set."""
+    found = shutil.which("relion_refine")
+    if found is None:
+        if os.environ.get("CRYOFORUM_REQUIRE_RELION", "") not in ("", "0"):
+            pytest.fail("RELION is not on PATH although CRYOFORUM_REQUIRE_RELION is set")
+        pytest.skip("RELION is not on PATH")
+    return Relion(Path(found).parent)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of large reference data (CRYOFORUM_SHARED_DATA); skip without it."""
+    folder = Path(os.environ.get("CRYOFORUM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("reference data absent (set CRYOFORUM_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Return a seeded CPU generator."""
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run the test inside an empty project folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
