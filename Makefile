@@ -11,12 +11,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test
-.DEFAULT_GOAL := help
-
-.PHONY: help
-help:
-	@echo "make demo   train, predict, select and reconstruct on a small map (under 10 minutes on two cores)"
-	@echo "make test   ruff, mypy and pytest"
 
 demo: $(VENV)/.installed
 	$(BIN)/cryoforum demo -o demo --overwrite
@@ -42,7 +36,7 @@ $(VENV)/.torch: | $(VENV)/bin/python
 	@set -e; if command -v nvidia-smi >/dev/null 2>&1; then \
 	  echo "NVIDIA GPU found: the package index's own build of torch is used"; \
 	elif $(BIN)/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' \
-	    $(TORCH_CPU_INDEX)/ >/dev/null 2>&1; then \
+	    $(TORCH_CPU_INDEX)/torch/ >/dev/null 2>&1; then \
 	  $(PIP) install --quiet --progress-bar off "$(TORCH)" --extra-index-url $(TORCH_CPU_INDEX); \
 	else \
 	  echo "$(TORCH_CPU_INDEX) does not answer: torch comes from the default package index"; \
