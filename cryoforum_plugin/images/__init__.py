@@ -1,0 +1,1 @@
+"""Images: stacks, CTF, the working box, in-plane operations."""

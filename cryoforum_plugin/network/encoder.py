@@ -1,0 +1,84 @@
+"""Encoders: image -> features that turn with the image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class CircularConv2d(nn.Module):
+    """Convolution on (radius, angle) maps: zero padding along the radius, circular along the angle."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.pad = kernel // 2
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, (self.pad, 0), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(b, c, radius, angle)` to `(b, c', radius / stride, angle / stride)`."""
+        if self.pad:
+            x = torch.cat([x[..., -self.pad :], x, x[..., : self.pad]], dim=-1)
+        out: Tensor = self.conv(x)
+        return out
+
+
+def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        CircularConv2d(channels_in, channels_out, kernel, stride), nn.BatchNorm2d(channels_out), nn.SiLU()
+    )
+
+
+def polar_grid(size_px: int, radii: int, angles: int) -> Tensor:
+    """Sampling points `(1, radii, angles, 2)` for `grid_sample(align_corners=True)`, about pixel n // 2.
+
+    Angle 0 is +x, growing towards +y; the outermost radius ends one pixel inside the box.
+    """
+    radius = (torch.arange(radii) + 0.5) / radii * (size_px // 2 - 1)
+    angle = torch.arange(angles) * (2 * math.pi / angles)
+    xy = radius[:, None, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)  # (radii, angles, 2)
+    return ((xy + size_px // 2) / (size_px - 1) * 2 - 1)[None]
+
+
+class Encoder(nn.Module):
+    """Convolutional encoder on the polar image: rotating the image shifts its features cyclically.
+
+    In-plane rotation is one of the three degrees of freedom of a pose. On a polar grid it is a shift along
+    the angle axis, which circular convolutions respect, so that nothing has to be learned for it.
+
+    size_px : side of the (even) input box. channels : width of the first stage, doubled twice.
+    features : channels kept per ring sector. Output `(b, positions, features * rings)`.
+    """
+
+    ANGLES = 128
+    RADII = 32
+    STRIDE = 8  # three stages halve radius and angle
+
+    def __init__(self, size_px: int, channels: int = 32, features: int = 64) -> None:
+        super().__init__()
+        c = channels
+        self.positions = self.ANGLES // self.STRIDE
+        self.out_features = features * (self.RADII // self.STRIDE)
+        self.grid: Tensor
+        self.register_buffer("grid", polar_grid(size_px, self.RADII, self.ANGLES), persistent=False)
+        self.body = nn.Sequential(
+            _block(1, c, kernel=5, stride=2),
+            _block(c, c),
+            _block(c, 2 * c, stride=2),
+            _block(2 * c, 2 * c),
+            _block(2 * c, 4 * c, stride=2),
+            _block(4 * c, 4 * c),
+            _block(4 * c, features, kernel=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode masked, normalised images `(b, 1, size_px, size_px)` to `(b, positions, out_features)`.
+
+        Rotating the image content by 2 pi / positions (from x to y) moves every feature one position on.
+        """
+        polar = nn.functional.grid_sample(
+            images, self.grid.expand(len(images), -1, -1, -1).to(images.dtype), align_corners=True
+        )
+        maps: Tensor = self.body(polar.contiguous(memory_format=torch.channels_last))  # (b, f, rings, positions)
+        return maps.flatten(1, 2).transpose(1, 2)

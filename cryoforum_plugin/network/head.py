@@ -1,0 +1,87 @@
+"""Heads: features that turn with the image -> orientation posterior and shift."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cryoforum_plugin.geometry import in_plane_quaternion, right_multiplication_matrix
+from cryoforum_plugin.network.encoder import Encoder
+from cryoforum_plugin.posterior import matrix_from_upper
+
+
+class NetworkOutput(NamedTuple):
+    """What the network says of a batch, float32.
+
+    bingham : `(b, 4, 4)` symmetric A of the orientation posterior.
+    shift : `(b, 2)` x, y as a fraction of the working box; translating by +shift centres the particle.
+    shift_log_variance : `(b,)` log of the variance of each shift component, same unit squared.
+    features : `(b, f)` description of the image that does not change when it rotates in the plane.
+    """
+
+    bingham: Tensor
+    shift: Tensor
+    shift_log_variance: Tensor
+    features: Tensor
+
+
+class RotationHead(nn.Module):
+    """Read the ring of features from every position; bring what each position says into one frame; add.
+
+    Position j sees the image turned by -angle_j, so a pose q' it reports stands for q' * rz(-angle_j) and
+    its matrix A_j for M' A_j M with M the right multiplication by rz(angle_j). The sum is a product of
+    Bingham distributions and turns exactly with the image.
+    """
+
+    def __init__(self, positions: int, features: int, hidden: int = 256) -> None:
+        super().__init__()
+        angle = torch.arange(positions) * (2 * math.pi / positions)
+        index = torch.arange(positions)
+        self.turn: Tensor
+        self.to_frame: Tensor
+        self.vector_to_frame: Tensor
+        self.register_buffer("turn", (index[:, None] + index[None]) % positions, persistent=False)
+        self.register_buffer(
+            "to_frame", right_multiplication_matrix(in_plane_quaternion(angle)), persistent=False
+        )
+        cos, sin = angle.cos(), angle.sin()
+        vector = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        self.register_buffer("vector_to_frame", vector, persistent=False)  # (positions, 2, 2)
+        self.first = nn.Linear(positions * features, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.rotation = nn.Linear(hidden, 10)
+        self.shift = nn.Linear(hidden, 3)
+
+    def forward(self, features: Tensor) -> NetworkOutput:
+        """Map `(b, positions, features)` to a NetworkOutput."""
+        ring = features[:, self.turn].flatten(2)  # (b, positions, positions * features)
+        hidden = nn.functional.silu(self.first(ring))
+        hidden = hidden + nn.functional.silu(self.second(hidden))
+        theta, shift = self.rotation(hidden), self.shift(hidden)
+        with torch.autocast(features.device.type, enabled=False):
+            matrices = matrix_from_upper(theta.float())  # (b, positions, 4, 4)
+            bingham = torch.einsum("jki,bjkl,jlm->bim", self.to_frame, matrices, self.to_frame)
+            vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2].float())
+            return NetworkOutput(
+                bingham=bingham / math.sqrt(len(self.turn)),
+                shift=vectors.mean(1),
+                shift_log_variance=shift[..., 2].float().mean(1) - 6.0,  # starts near sd 5 % of the box
+                features=hidden.float().mean(1),
+            )
+
+
+class PoseNetwork(nn.Module):
+    """Encoder and head: masked, normalised images `(b, 1, n, n)` -> NetworkOutput."""
+
+    def __init__(self, size_px: int, channels: int = 32, features: int = 64, hidden: int = 256) -> None:
+        super().__init__()
+        self.encoder = Encoder(size_px, channels, features)
+        self.head = RotationHead(self.encoder.positions, self.encoder.out_features, hidden)
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """Predict for images `(b, 1, size_px, size_px)`."""
+        output: NetworkOutput = self.head(self.encoder(images))
+        return output
