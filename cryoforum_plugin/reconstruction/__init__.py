@@ -1,0 +1,1 @@
+"""Reconstruction: CTF-weighted back-projection of half sets, Fourier shell correlation."""

@@ -1,0 +1,1 @@
+"""Simulated particles: projections of a map with known poses."""

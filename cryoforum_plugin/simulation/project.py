@@ -1,0 +1,121 @@
+"""Projections of a volume: central slices of its Fourier transform."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cryoforum_plugin.images.fourier import frequency_grid, shift_transform
+
+
+class Projector(nn.Module):
+    """Central slices of one volume, differentiable in the orientations.
+
+    The volume is divided by sinc^2 (what trilinear interpolation in Fourier space multiplies it with),
+    padded with zeros and transformed once; only the half with kx >= 0 is kept.
+
+    Parameters
+    ----------
+    volume : `(n, n, n)` zyx, even n, particle about index n // 2. pixel_size_A : its voxel size.
+    box_px : size of the projections, even, at most n. A smaller box leaves out high frequencies: same
+        field of view, pixel size `pixel_size_A * n / box_px`, pixel values as `fourier_crop` of the full
+        projection would have, that is sums along the beam over voxels of the given volume.
+    padding : factor of zero padding; 2 is accurate to about 0.1 %, 1 is smaller and worse.
+
+    Frequencies with |k| >= box_px / 2 are 0 (the same in every orientation; the corners of the square
+    are not used). All arithmetic is float32, whatever autocast says.
+
+    Raises ValueError for a volume or box that is not even, or a box above the volume's.
+    """
+
+    transform: Tensor
+    points: Tensor
+    inside: Tensor
+
+    def __init__(
+        self, volume: Tensor, pixel_size_A: float, box_px: int | None = None, padding: int = 2
+    ) -> None:
+        super().__init__()
+        n = volume.shape[-1]
+        box = n if box_px is None else box_px
+        if volume.shape != (n, n, n) or n % 2:
+            raise ValueError(f"a volume to project must be an even cube: got {tuple(volume.shape)}")
+        if box % 2 or not 0 < box <= n:
+            raise ValueError(f"the box of projections must be even and at most {n}: got {box}")
+        self.box_px = box
+        self.pixel_size_A = pixel_size_A * n / box
+        self.limit = padding * box // 2  # highest padded frequency that a slice touches
+        self.register_buffer("transform", _padded_half_transform(volume, padding, self.limit, (box / n) ** 2))
+        ky, kx = frequency_grid(box, volume.device)
+        inside = (kx.square() + ky.square() < (box / 2) ** 2).flatten().nonzero()[:, 0]
+        xy = torch.stack([kx, ky], -1).flatten(0, 1)[inside] * padding
+        self.register_buffer("points", xy)  # (K, 2) xy, padded frequencies
+        self.register_buffer("inside", inside)
+
+    def slices(self, R: Tensor) -> Tensor:
+        """Cut central slices at orientations R `(n, 3, 3)` (image xyz to volume xyz).
+
+        Returns `(n, box, box // 2 + 1)` complex64, rfft2 layout, DC at [0, 0], real-space origin at
+        [0, 0]: `fftshift(irfft2(slices))` is the projection centred on pixel n // 2.
+        """
+        with torch.autocast(R.device.type, enabled=False):
+            k = self.points @ R.float()[:, :, :2].transpose(1, 2)  # (n, K, 3) xyz
+            mirrored = k[..., :1] < 0  # Friedel's law: F(-k) is the conjugate of F(k)
+            sampled = sample_half(self.transform, torch.where(mirrored, -k, k), self.limit)  # (2, n, K)
+            imaginary = torch.where(mirrored[..., 0], -sampled[1], sampled[1])
+            values = torch.complex(sampled[0], imaginary)
+            plane = values.new_zeros(len(R), self.box_px * (self.box_px // 2 + 1))
+            return plane.index_copy(1, self.inside, values).view(-1, self.box_px, self.box_px // 2 + 1)
+
+    def project(self, R: Tensor, ctf: Tensor | None = None, shift_A: Tensor | None = None) -> Tensor:
+        """Make images `(n, box, box)` float32, particle about pixel n // 2.
+
+        R : `(n, 3, 3)`. ctf : `(n, box, box // 2 + 1)` or None (see `images.ctf.ctf_2d`). shift_A :
+        `(n, 2)` x, y: the particle stands displaced by -shift, so that moving the content by +shift
+        centres it (RELION's origin).
+        """
+        with torch.autocast(R.device.type, enabled=False):
+            slices = self.slices(R)
+            if ctf is not None:
+                slices = slices * ctf
+            if shift_A is not None:
+                slices = shift_transform(slices, -shift_A / self.pixel_size_A)
+            images: Tensor = torch.fft.irfft2(slices, s=(self.box_px, self.box_px))
+            return images.roll((self.box_px // 2,) * 2, (-2, -1))
+
+
+def sample_half(half: Tensor, k: Tensor, limit: int) -> Tensor:
+    """Interpolate a half volume `(1, c, 2 limit + 1, 2 limit + 1, limit + 1)` zyx at k `(..., 3)` xyz.
+
+    Index limit is frequency 0 along z and y, index 0 along x; kx must be >= 0. Returns `(c, ...)`; 0 outside.
+    """
+    scale = k.new_tensor([2 / limit, 1 / limit, 1 / limit])  # grid_sample has the ends at -1 and 1
+    grid = (k * scale - k.new_tensor([1.0, 0.0, 0.0])).reshape(1, 1, 1, -1, 3)
+    return functional.grid_sample(half, grid, align_corners=True).view(half.shape[1], *k.shape[:-1])
+
+
+def sinc2_1d(size_px: int, padded_px: int, device: torch.device | str) -> Tensor:
+    """sinc^2 `(size,)` about index size // 2 that linear interpolation on a `padded_px` grid leaves."""
+    x = torch.arange(size_px, device=device, dtype=torch.float32) - size_px // 2
+    return torch.sinc(x / padded_px).square()
+
+
+def divide_by_sinc2(volume: Tensor, padded_px: int) -> Tensor:
+    """Divide a zyx volume by the separable sinc^2 of trilinear interpolation on a `padded_px` grid."""
+    s = sinc2_1d(volume.shape[-1], padded_px, volume.device)
+    return volume / (s[:, None, None] * s[None, :, None] * s[None, None, :])
+
+
+def _padded_half_transform(volume: Tensor, padding: int, limit: int, scale: float) -> Tensor:
+    """Transform of the padded volume: `(1, 2, 2 limit + 1, 2 limit + 1, limit + 1)` real, imaginary; zyx."""
+    n = volume.shape[-1]
+    with torch.autocast(volume.device.type, enabled=False):
+        corrected = divide_by_sinc2(volume.detach().float(), padding * n) * scale
+        margin = padding * n // 2 - n // 2
+        padded = torch.fft.ifftshift(functional.pad(corrected, [margin, padding * n - n - margin] * 3))
+        transform = torch.fft.rfftn(padded)[..., : limit + 1]
+    # -limit ... limit; at the padded Nyquist (limit = padded / 2) both ends are the same plane
+    rows = torch.arange(-limit, limit + 1, device=volume.device) % (padding * n)
+    transform = transform[rows][:, rows]
+    return torch.stack([transform.real, transform.imag])[None].contiguous()
