@@ -1,0 +1,110 @@
+"""`cryoforum reconstruct`: half maps, map and FSC from particles with orientations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from cryoforum_plugin.cli.common import (
+    INPUT_FILE,
+    OUTPUT_PATH,
+    data_root_option,
+    device_option,
+    json_option,
+    overwrite_option,
+    quiet_option,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from cryoforum_plugin.reconstruction.reconstruct import Reconstruction
+
+
+@click.command(name="reconstruct")
+@click.argument("particles", type=INPUT_FILE)
+@click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="Folder to write.")
+@click.option("--symmetry", default="C1", show_default=True, help="Point group, in RELION's names.")
+@click.option(
+    "--box", type=int, default=None, help="Crop images to this box in Fourier space first (faster)."
+)
+@click.option("--no-ctf", is_flag=True, help="The images are CTF-corrected already.")
+@click.option("--weighted", is_flag=True, help="Weight particles by their confidence.")
+@click.option("--no-normalise", is_flag=True, help="Take the images' scale as it is.")
+@click.option(
+    "--mask-diameter", type=float, default=None, help="Soft sphere for the FSC, in Å [default: the box]."
+)
+@data_root_option
+@device_option
+@json_option
+@overwrite_option
+@quiet_option
+def command(
+    particles: Path,
+    output: Path,
+    symmetry: str,
+    box: int | None,
+    no_ctf: bool,
+    weighted: bool,
+    no_normalise: bool,
+    mask_diameter: float | None,
+    data_root: Path | None,
+    device: str,
+    json_file: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Reconstruct PARTICLES: half1.mrc, half2.mrc, map.mrc and fsc.csv in the output folder."""
+    from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.formats import read_particles
+    from cryoforum_plugin.images.stacks import StackReader
+    from cryoforum_plugin.network.device import choose_device
+    from cryoforum_plugin.progress import progress
+    from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings, reconstruct
+    from cryoforum_plugin.reconstruction.write import write_reconstruction
+
+    check_output(output, overwrite)
+    if json_file is not None:
+        check_output(json_file, overwrite)
+    settings = ReconstructionSettings(
+        symmetry=symmetry,
+        box_px=box,
+        use_ctf=not no_ctf,
+        weighted=weighted,
+        normalise=not no_normalise,
+        mask_radius_A=None if mask_diameter is None else mask_diameter / 2,
+    )
+    table = read_particles(particles, data_root)
+    with progress("reconstruct", len(table), quiet) as advance:
+        result = reconstruct(
+            table, StackReader(table.stacks), settings, choose_device(device), lambda n: advance(n, "")
+        )
+    for note in result.notes:
+        click.echo(f"cryoforum: {note}", err=True)
+    write_reconstruction(result, output, overwrite)
+    for line in _lines(result, output):
+        click.echo(line)
+    write_json(json_file, figures(result), overwrite)
+
+
+def figures(result: Reconstruction) -> dict[str, Any]:
+    """Numbers of a reconstruction for `--json`."""
+    return {
+        "n": result.count1 + result.count2,
+        "n_half1": result.count1,
+        "n_half2": result.count2,
+        "resolution_0143_A": round(result.resolution_0143_A, 4),
+        "resolution_05_A": round(result.resolution_05_A, 4),
+        "pixel_size_A": result.pixel_size_A,
+        "box_px": len(result.map),
+    }
+
+
+def _lines(result: Reconstruction, output: Path) -> list[str]:
+    return [
+        f"particles            {result.count1} + {result.count2}",
+        f"resolution FSC 0.143 {result.resolution_0143_A:.2f} Å",
+        f"resolution FSC 0.5   {result.resolution_05_A:.2f} Å",
+        f"written              {output}",
+    ]

@@ -1,0 +1,221 @@
+"""Half maps, map and FSC from particles with orientations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import roma
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryoforum_plugin.errors import ParticleFileError, SettingsError
+from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.images.ctf import ctf_2d
+from cryoforum_plugin.images.fourier import crop_transform, shift_transform, soft_mask
+from cryoforum_plugin.images.working import normalise_background
+from cryoforum_plugin.particles import IntArray, ParticleSet
+from cryoforum_plugin.reconstruction.backproject import BackProjector
+from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A, wiener_regularisation
+from cryoforum_plugin.reconstruction.half_sets import half_set_rows, in_reading_order
+
+PIXELS_PER_BATCH = 2**22
+SIZE_TOLERANCE = 1e-3  # relative spread of pixel sizes that still counts as one
+MASK_EDGE_PX = 6.0
+
+
+class Reader(Protocol):
+    """What is needed of `images.stacks.StackReader`."""
+
+    def check(self, particles: ParticleSet) -> int: ...
+
+    def read(self, stack_index: IntArray, slice_index: IntArray) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings:
+    """How to reconstruct.
+
+    symmetry : point group in RELION's names. box_px : Fourier-crop images to this even box first, None
+    = leave. use_ctf : correct for the CTF. weighted : weight particles by their confidence. normalise :
+    bring every image's background to mean 0 and s.d. 1. mask_radius_A : soft sphere about the centre
+    applied before the FSC, None = the largest that fits. regularisation, padding : see `BackProjector`.
+    """
+
+    symmetry: str = "C1"
+    box_px: int | None = None
+    use_ctf: bool = True
+    weighted: bool = False
+    normalise: bool = True
+    mask_radius_A: float | None = None
+    regularisation: float = 1e-3
+    padding: int = 2
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Maps `(n, n, n)` zyx float32 on the CPU, protein bright if the particles are.
+
+    half1, half2 : unfiltered. map : both halves together, Wiener filtered by the FSC. fsc :
+    `(n // 2 + 1,)` of the masked half maps. count1, count2 : particles used. notes : what a user
+    should be told.
+    """
+
+    half1: Tensor
+    half2: Tensor
+    map: Tensor
+    fsc: Tensor
+    pixel_size_A: float
+    resolution_0143_A: float
+    resolution_05_A: float
+    count1: int
+    count2: int
+    notes: tuple[str, ...]
+
+
+def reconstruct(
+    particles: ParticleSet,
+    reader: Reader,
+    settings: ReconstructionSettings | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Reconstruction:
+    """Back-project the two half sets and compare them; images are streamed in batches.
+
+    progress : called with the number of particles done since the last call.
+    Raises ParticleFileError (no poses, no CTF, empty half set, mixed pixel sizes), SettingsError, and
+    what `reader` raises.
+    """
+    settings = settings or ReconstructionSettings()
+    group = torch.from_numpy(symmetry_group(settings.symmetry)).float()
+    particles.require_rotation()
+    if settings.use_ctf:
+        particles.require_ctf()
+    halves, note = half_set_rows(particles)
+    pixel_A = common_pixel_size_A(particles)
+    full_px = reader.check(particles)
+    even_px = full_px - full_px % 2
+    box_px = settings.box_px or even_px
+    if box_px % 2 or not 8 <= box_px <= even_px:
+        raise SettingsError(f"--box must be even and between 8 and {even_px} (the images): got {box_px}")
+    source = _Transforms(particles, reader, settings, even_px, box_px, pixel_A * even_px / box_px)
+    projectors, counts = [], []
+    for rows in halves:
+        projector, count = source.back_project(in_reading_order(particles, rows), device, progress)
+        projector.symmetrise(roma.unitquat_to_rotmat(group))
+        projectors.append(projector)
+        counts.append(count)
+    skipped = len(particles) - sum(counts)
+    notes = [] if note is None else [note]
+    if skipped:
+        notes.append(f"{particles.source}: {skipped} particles with constant or non-finite pixels left out")
+    return _finish(projectors[0], projectors[1], source, (counts[0], counts[1]), tuple(notes))
+
+
+def common_pixel_size_A(particles: ParticleSet) -> float:
+    """Pixel size all particles share. Raises ParticleFileError when they differ by more than 0.1 %."""
+    sizes = particles.pixel_size_A
+    low, high = float(sizes.min()), float(sizes.max())
+    if high > low * (1 + SIZE_TOLERANCE):
+        raise ParticleFileError(
+            f"{particles.source}: pixel sizes from {low:g} to {high:g} Å in one table; "
+            "rescale the particles to one pixel size or reconstruct each optics group by itself"
+        )
+    return float(np.median(sizes))
+
+
+@dataclass(frozen=True)
+class _Transforms:
+    """Prepares batches of particles and feeds them to back-projectors."""
+
+    particles: ParticleSet
+    reader: Reader
+    settings: ReconstructionSettings
+    even_px: int
+    box_px: int
+    pixel_size_A: float
+
+    def back_project(
+        self, rows: IntArray, device: torch.device | str, progress: Callable[[int], None] | None
+    ) -> tuple[BackProjector, int]:
+        """Insert the particles `rows`; also return how many could be used."""
+        projector = BackProjector(self.box_px, device, self.settings.padding)
+        rotation = torch.from_numpy(self.particles.require_rotation())
+        step = max(1, PIXELS_PER_BATCH // self.even_px**2)
+        count = 0
+        for start in range(0, len(rows), step):
+            batch = rows[start : start + step]
+            transforms, usable = self.read(batch, device)
+            ctf = None
+            if self.settings.use_ctf:
+                ctf = ctf_2d(self.particles.require_ctf()[batch], self.box_px, self.pixel_size_A, device)
+            matrices = roma.unitquat_to_rotmat(rotation[batch]).float()
+            projector.insert(transforms, matrices.to(device), ctf, self.weights(batch).to(device) * usable)
+            count += int(usable.sum())
+            if progress is not None:
+                progress(len(batch))
+        return projector, count
+
+    def read(self, rows: IntArray, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Transforms `(b, box, box // 2 + 1)` of centred images, and `(b,)` 1 where usable, else 0."""
+        particles = self.particles
+        stored = self.reader.read(particles.stack_index[rows], particles.slice_index[rows])
+        images = torch.from_numpy(stored[:, : self.even_px, : self.even_px]).to(device)  # centre stays n // 2
+        flat = images.flatten(1)
+        usable = torch.isfinite(flat).all(1) & (flat.amax(1) > flat.amin(1))
+        images = torch.where(usable[:, None, None], images, torch.zeros_like(images))
+        if self.settings.normalise:
+            scaled = normalise_background(images, self.even_px / 2)
+            flat_background = (scaled == 0).flatten(1).all(1)  # masked particles, noise-free simulations
+            images = torch.where(flat_background[:, None, None], images, scaled)
+        transforms = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+        transforms = crop_transform(transforms, self.box_px) * (self.box_px / self.even_px)  # density kept
+        sign = torch.from_numpy(particles.contrast_sign[rows]).float().to(device)
+        if particles.shift_A is not None:
+            shift_px = torch.from_numpy(particles.shift_A[rows] / self.pixel_size_A)
+            transforms = shift_transform(transforms, shift_px.to(device))
+        return transforms * sign[:, None, None], usable.float()
+
+    def weights(self, rows: IntArray) -> Tensor:
+        """Weight `(b,)` of each particle: 1, or its confidence."""
+        if not self.settings.weighted:
+            return torch.ones(len(rows))
+        prediction = self.particles.prediction
+        if prediction is None:
+            raise ParticleFileError(
+                f"{self.particles.source}: --weighted needs a confidence (rlnParticleFigureOfMerit); "
+                "run `cryoforum predict` first or leave the option out"
+            )
+        return torch.from_numpy(prediction.confidence[rows]).float()
+
+
+def _finish(
+    first: BackProjector,
+    second: BackProjector,
+    source: _Transforms,
+    counts: tuple[int, int],
+    notes: tuple[str, ...],
+) -> Reconstruction:
+    """Divide, compare the masked halves, and filter their sum."""
+    settings, pixel_A, box = source.settings, source.pixel_size_A, source.box_px
+    halves = [projector.volume(settings.regularisation) for projector in (first, second)]
+    largest_px = box / 2 - MASK_EDGE_PX
+    radius_px = largest_px if settings.mask_radius_A is None else settings.mask_radius_A / pixel_A
+    mask = soft_mask(box, min(radius_px, largest_px), MASK_EDGE_PX, 3, halves[0].device)
+    fsc = fourier_shell_correlation(halves[0] * mask, halves[1] * mask)
+    first += second
+    return Reconstruction(
+        half1=halves[0].cpu(),
+        half2=halves[1].cpu(),
+        map=first.volume(wiener_regularisation(fsc)).cpu(),
+        fsc=fsc.cpu(),
+        pixel_size_A=pixel_A,
+        resolution_0143_A=resolution_A(fsc, 0.143, pixel_A),
+        resolution_05_A=resolution_A(fsc, 0.5, pixel_A),
+        count1=counts[0],
+        count2=counts[1],
+        notes=notes,
+    )
