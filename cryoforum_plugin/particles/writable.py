@@ -1,4 +1,4 @@
-"""What may be written of a prediction: finite numbers only, and poses only where they changed."""
+"""What may be written of particles and a prediction: finite numbers only, poses only where they changed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,43 @@ _UNPREDICTED = {  # what a particle gets that could not be read or predicted
 
 @dataclass(frozen=True)
 class Writable:
-    """A finite prediction and the rows `(n,)` bool whose orientation or shift differs from the table's."""
+    """Finite values, and the rows `(n,)` whose rotation or shift differs from what the table holds."""
 
-    prediction: Prediction
+    prediction: Prediction | None
+    rotation: FloatArray | None
+    shift_A: FloatArray | None
     rotation_changed: NDArray[np.bool_]
     shift_changed: NDArray[np.bool_]
 
 
-def finite_prediction(particles: ParticleSet, prediction: Prediction) -> Writable:
-    """Replace every row that holds a NaN or infinity by the values of an unpredicted particle.
+def writable(
+    particles: ParticleSet,
+    prediction: Prediction | None,
+    table_rotation: FloatArray | None,
+    table_shift_A: FloatArray | None,
+) -> Writable:
+    """Decide what is written: the prediction's poses, or else those of the particles.
 
-    Such a row keeps its old pose (identity and no shift if it had none), has confidence 0, expected error
-    and credible radius 180 deg, outlier score 1. Raises ValueError if the lengths differ.
+    A row that holds a NaN or infinity anywhere keeps the particle's pose (identity and no shift if it had
+    none) and gets confidence 0, expected error and credible radius 180 deg, outlier score 1.
+    table_rotation, table_shift_A : what the table holds, or None. Raises ValueError if lengths differ.
     """
+    rotation, shift_A = particles.rotation, particles.shift_A
+    if prediction is not None:
+        prediction = _finite(particles, prediction)
+        rotation = rotation if prediction.rotation is None else prediction.rotation
+        shift_A = shift_A if prediction.shift_A is None else prediction.shift_A
+    n = len(particles)
+    return Writable(
+        prediction,
+        rotation,
+        shift_A,
+        _changed_rotation(table_rotation, rotation, n),
+        _changed_shift(table_shift_A, shift_A, n),
+    )
+
+
+def _finite(particles: ParticleSet, prediction: Prediction) -> Prediction:
     n = len(particles)
     values = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
     given = {name: np.array(value, dtype=np.float64) for name, value in values.items() if value is not None}
@@ -44,28 +68,23 @@ def finite_prediction(particles: ParticleSet, prediction: Prediction) -> Writabl
     bad = np.zeros(n, dtype=bool)
     for value in given.values():
         bad |= ~np.isfinite(value.reshape(n, value.size // max(n, 1))).all(axis=1)
-    old = {"rotation": particles.rotation, "shift_A": particles.shift_A}
     identity = {"rotation": np.array([0.0, 0.0, 0.0, 1.0]), "shift_A": np.zeros(2)}
     for name, value in given.items():
-        kept = old.get(name)
+        kept = getattr(particles, name) if name in identity else None
         value[bad] = kept[bad] if kept is not None else identity.get(name, _UNPREDICTED.get(name))
-    return Writable(
-        replace(prediction, **given),
-        _changed_rotation(particles.rotation, given.get("rotation"), n),
-        _changed_shift(particles.shift_A, given.get("shift_A"), n),
-    )
+    return replace(prediction, **given)
 
 
 def _changed_rotation(old: FloatArray | None, new: FloatArray | None, n: int) -> NDArray[np.bool_]:
     """Rows whose orientations differ by more than rounding (about 1e-6 deg)."""
     if new is None or old is None:
         return np.full(n, new is not None)
-    chord = np.minimum(np.linalg.norm(old - new, axis=1), np.linalg.norm(old + new, axis=1))
-    return chord > 1e-8
+    chord: FloatArray = np.minimum(np.linalg.norm(old - new, axis=1), np.linalg.norm(old + new, axis=1))
+    return np.asarray(chord > 1e-8)
 
 
 def _changed_shift(old: FloatArray | None, new: FloatArray | None, n: int) -> NDArray[np.bool_]:
     """Rows whose shifts differ by more than rounding (1e-6 Å)."""
     if new is None or old is None:
         return np.full(n, new is not None)
-    return np.abs(old - new).max(axis=1, initial=0.0) > 1e-6
+    return np.asarray(np.abs(old - new).max(axis=1, initial=0.0) > 1e-6)

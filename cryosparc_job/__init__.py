@@ -1,0 +1,1 @@
+"""cryoSPARC: .cs files to particles and back, and the external job."""

@@ -1,0 +1,117 @@
+"""`.cs` files as NumPy structured arrays, in NumPy's or cryoSPARC's own compressed (CSDAT) format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryoforum_plugin.errors import ParticleFileError
+from cryoforum_plugin.particles import FloatArray
+
+_NUMPY_MAGIC, _CSDAT_MAGIC = b"\x93NUMPY", b"\x95CSDAT"
+_MAX_HEADER = 1 << 24  # NumPy's own limit is too short for wide tables
+Records = NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class CsHost:
+    """The table behind a particle set; `[rows]` subsets it.
+
+    slots : which components_mode_k are ours, by Prediction field.
+    rotation `(n, 4)`, shift_A `(n, 2)` : the poses the table holds, or None.
+    """
+
+    records: Records
+    compressed: bool
+    slots: dict[str, int]
+    rotation: FloatArray | None
+    shift_A: FloatArray | None
+
+    def __getitem__(self, rows: Any) -> CsHost:
+        rotation = None if self.rotation is None else self.rotation[rows]
+        shift_A = None if self.shift_A is None else self.shift_A[rows]
+        return replace(self, records=self.records[rows], rotation=rotation, shift_A=shift_A)
+
+
+def read_records(path: Path) -> tuple[Records, bool]:
+    """Return the table of a .cs file and whether it was compressed (CSDAT).
+
+    Raises ParticleFileError if it is missing, empty, not a .cs file or damaged, or if it is compressed
+    and cryosparc-tools is not installed.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(6)
+        if magic == _CSDAT_MAGIC:
+            return _read_csdat(path), True
+        if magic != _NUMPY_MAGIC:
+            what = "the file is empty" if not magic else "not a .cs file"
+            raise ParticleFileError(f"{path}: {what}; give the particles.cs of a cryoSPARC job or export")
+        records = np.load(path, allow_pickle=False, max_header_size=_MAX_HEADER)
+    except OSError as error:
+        raise ParticleFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "cut short"
+        raise ParticleFileError(f"{path}: damaged .cs file ({reason}); copy or export it again") from error
+    if records.dtype.names is None or records.ndim != 1:
+        raise ParticleFileError(f"{path}: not a .cs file but a plain NumPy array; give a particles.cs")
+    return records, False
+
+
+def write_records(path: Path, records: Records, compressed: bool) -> None:
+    """Write a table in the format it came in; `path` is overwritten."""
+    if not compressed:
+        with open(path, "wb") as file:
+            np.save(file, records, allow_pickle=False)
+        return
+    dataset = _dataset_module(path)
+    dataset.Dataset(records).save(str(path), format=dataset.CSDAT_FORMAT)
+
+
+def _read_csdat(path: Path) -> Records:
+    dataset = _dataset_module(path)
+    try:
+        records = dataset.Dataset.load(str(path)).to_records(fixed=True)
+    except Exception as error:  # the client raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ParticleFileError(f"{path}: damaged .cs file ({reason}); copy or export it again") from error
+    return np.array(records, dtype=np.dtype(records.dtype.descr))
+
+
+def _dataset_module(path: Path) -> Any:
+    try:
+        from cryosparc import dataset
+    except ImportError as error:
+        raise ParticleFileError(
+            f"{path}: a compressed .cs file needs cryosparc-tools; run: pip install 'cryoforum[cryosparc]'"
+        ) from error
+    return dataset
+
+
+def with_fields(records: Records, fields: dict[str, NDArray[Any]]) -> Records:
+    """Replace or append fields `(n, ...)`; replaced ones keep their type, all others bytes and order."""
+    known = records.dtype.names or ()
+    added = [(name, value.dtype.str, value.shape[1:]) for name, value in fields.items() if name not in known]
+    if added:
+        wider = np.empty(len(records), dtype=np.dtype([*_descr(records), *added]))
+        for name in known:
+            wider[name] = records[name]
+    else:
+        wider = records.copy()
+    for name, value in fields.items():
+        wider[name] = value
+    return wider
+
+
+def _descr(records: Records) -> list[tuple[Any, ...]]:
+    dtype = records.dtype
+    return [(name, dtype[name].base, dtype[name].shape) for name in dtype.names or ()]
+
+
+def texts(column: NDArray[Any]) -> list[str]:
+    """Return a text column as str, whether its type is bytes, str or object."""
+    return [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in column.tolist()]

@@ -1,0 +1,169 @@
+""".cs to ParticleSet; `writing` goes back. cryoSPARC's conventions are stated in `geometry.rotations`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryoforum_plugin.errors import ParticleFileError
+from cryoforum_plugin.geometry.rotations import rotation_vector_to_quaternion
+from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet
+from cryosparc_job.cs_file import CsHost, Records, read_records, texts
+from cryosparc_job.posterior_file import read_posterior
+from cryosparc_job.writing import write_particles
+
+__all__ = ["read_particles", "write_particles"]
+
+logger = logging.getLogger(__name__)
+
+_CTF_FIELDS = (
+    "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast",
+)  # fmt: skip
+_ROOTS_TO_TRY = 20
+
+
+def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
+    """Read a cryoSPARC particle file.
+
+    data_root : what blob/path is relative to; default the project folder, which is the first folder above
+    the file under which the images are found, else the current folder.
+    Raises ParticleFileError naming file, row, field and remedy if the table is damaged or incomplete.
+    """
+    path = Path(path)
+    records, compressed = read_records(path)
+    _check(records, path)
+    n = len(records)
+    names = [name.removeprefix(">") for name in texts(records["blob/path"])]
+    numbers: dict[str, int] = {}
+    stack_index = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+    root = (data_root or _project_folder(path, list(numbers))).absolute()
+    slice_index = records["blob/idx"].astype(np.int64)
+    rotation, shift_A = _poses(records, path)
+    slots, prediction = read_posterior(path, records, rotation, shift_A)
+    sign = _numbers(records, "blob/sign", path) if "blob/sign" in _names(records) else np.ones(n)
+    return ParticleSet(
+        source=path,
+        stacks=tuple(root / name for name in numbers),
+        stack_index=stack_index,
+        slice_index=slice_index,
+        pixel_size_A=_pixel_size_A(records, path),
+        rotation=rotation,
+        shift_A=shift_A,
+        ctf=_ctf(records, path),
+        contrast_sign=np.where(sign < 0, -1.0, 1.0),
+        optics_group=_first_known(records, ("ctf/exp_group_id", "location/exp_group_id")),
+        half_set=records["alignments3D/split"].astype(np.int64) + 1
+        if "alignments3D/split" in _names(records)
+        else np.zeros(n, dtype=np.int64),
+        micrograph=_micrograph(records),
+        origin=_origin(records, stack_index, slice_index),
+        uid=records["uid"].astype(np.uint64),
+        prediction=prediction,
+        host=CsHost(records, compressed, slots, rotation, shift_A),
+    )
+
+
+def _names(records: Records) -> tuple[str, ...]:
+    return records.dtype.names or ()
+
+
+def _check(records: Records, path: Path) -> None:
+    """Raise ParticleFileError unless the table has rows and the fields of an image."""
+    missing = [
+        name for name in ("uid", "blob/path", "blob/idx", "blob/psize_A") if name not in _names(records)
+    ]
+    if missing:
+        raise ParticleFileError(
+            f"{path}: no field {', '.join(missing)}; cryoSPARC may keep it in the job's passthrough file: "
+            "export the particles, or restack them, and give that .cs"
+        )
+    if not len(records):
+        raise ParticleFileError(f"{path}: holds no particles")
+
+
+def _numbers(records: Records, name: str, path: Path) -> FloatArray:
+    """Return a field as finite float64 `(n, ...)`; ParticleFileError names row and field otherwise."""
+    values = np.asarray(records[name], dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if bad.size:
+        row = int(bad[0])
+        more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
+        raise ParticleFileError(
+            f"{path}: row {row + 1} (uid {records['uid'][row]}), field {name}: {records[name][row]} is not "
+            f"a number{more}; remove the row"
+        )
+    return values
+
+
+def _pixel_size_A(records: Records, path: Path) -> FloatArray:
+    size = _numbers(records, "blob/psize_A", path)
+    bad = np.flatnonzero(size <= 0)
+    if bad.size:
+        raise ParticleFileError(f"{path}: row {bad[0] + 1}: field blob/psize_A is not positive; correct it")
+    return size
+
+
+def _project_folder(path: Path, names: list[str]) -> Path:
+    """Return the nearest folder above `path` under which one of the stacks exists, else the current one."""
+    for folder in path.absolute().parents:
+        if any((folder / name).exists() for name in names[:_ROOTS_TO_TRY]):
+            return folder
+    return Path.cwd()
+
+
+def _poses(records: Records, path: Path) -> tuple[FloatArray | None, FloatArray | None]:
+    """Orientations `(n, 4)` and shifts in Å `(n, 2)`, or None where there is no 3D alignment."""
+    if "alignments3D/pose" not in _names(records):
+        logger.info("%s: no 3D alignment (field alignments3D/pose), so no orientations to train on", path)
+        return None, None
+    rotation = rotation_vector_to_quaternion(_numbers(records, "alignments3D/pose", path))
+    if "alignments3D/shift" not in _names(records):
+        return rotation, np.zeros((len(records), 2))
+    psize = "alignments3D/psize_A" if "alignments3D/psize_A" in _names(records) else "blob/psize_A"
+    shift_px = _numbers(records, "alignments3D/shift", path)
+    return rotation, shift_px * _numbers(records, psize, path)[:, None]
+
+
+def _ctf(records: Records, path: Path) -> Ctf | None:
+    """CTF parameters, or None where no defocus is given; ParticleFileError if only part is there."""
+    missing = [name for name in _CTF_FIELDS if name not in _names(records)]
+    if "ctf/df1_A" in missing and "ctf/df2_A" in missing:
+        return None
+    if missing:
+        raise ParticleFileError(
+            f"{path}: incomplete CTF parameters, no field {', '.join(missing)}; export it too"
+        )
+    u, v, angle, voltage, cs, amplitude = (_numbers(records, name, path) for name in _CTF_FIELDS)
+    shift = "ctf/phase_shift_rad"
+    phase = _numbers(records, shift, path) if shift in _names(records) else np.zeros_like(u)
+    return Ctf(u, v, np.degrees(angle), voltage, cs, amplitude, np.degrees(phase))
+
+
+def _first_known(records: Records, names: tuple[str, ...]) -> IntArray:
+    """Return the first of the fields that is there as int64 `(n,)`, else zeros."""
+    known = next((name for name in names if name in _names(records)), None)
+    return np.zeros(len(records), np.int64) if known is None else records[known].astype(np.int64)
+
+
+def _micrograph(records: Records) -> IntArray:
+    for name in ("location/micrograph_uid", "location/micrograph_path"):
+        if name in _names(records):
+            return _labels(records[name])
+    return np.full(len(records), -1, dtype=np.int64)
+
+
+def _origin(records: Records, stack_index: IntArray, slice_index: IntArray) -> IntArray:
+    """Label the rows of one physical particle alike: symmetry-expanded copies, or the same image."""
+    if "sym_expand/src_uid" in _names(records):
+        return _labels(records["sym_expand/src_uid"])
+    return _labels(stack_index * (int(slice_index.max()) + 1) + slice_index)
+
+
+def _labels(keys: NDArray[Any]) -> IntArray:
+    """Number equal keys alike, from 0."""
+    keys = np.array(texts(keys)) if keys.dtype.kind in "OS" else keys
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,163 @@
+"""ParticleSet to .cs: the host's table with our fields changed or added, or a fresh table."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.errors import ParticleFileError
+from cryoforum_plugin.geometry.rotations import quaternion_to_rotation_vector
+from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
+from cryoforum_plugin.particles.writable import Writable, writable
+from cryosparc_job.cs_file import CsHost, Records, with_fields, write_records
+from cryosparc_job.posterior_file import pack_posterior, posterior_path
+
+SLOT_FIELDS = ("confidence", "expected_error_deg", "credible_radius_90_deg", "outlier_score")
+
+
+def write_particles(
+    particles: ParticleSet,
+    path: Path,
+    prediction: Prediction | None = None,
+    overwrite: bool = False,
+    data_root: Path | None = None,
+) -> None:
+    """Write particles as .cs, and beside it the side file with the posterior, if there is one.
+
+    Poses are changed where they differ; confidence, expected error, credible radius and outlier score go
+    to the first free components_mode_k, or to the slots an earlier prediction used. All other fields keep
+    their bytes, type and order, the file its format. Rows that hold a NaN are written as unpredicted.
+    Particles from elsewhere get a fresh table, image paths relative to `data_root`.
+    Raises OutputError if an output exists and `overwrite` is false.
+    """
+    path = Path(path)
+    host = particles.host
+    if not isinstance(host, CsHost):
+        records = new_records(particles, path, data_root)
+        host = CsHost(records, False, {}, particles.rotation, particles.shift_A)
+    values = writable(particles, prediction, host.rotation, host.shift_A)
+    fields, slots = _pose_fields(host.records, values), host.slots
+    if values.prediction is not None:
+        slots = _slots(host.records, values.prediction, slots)
+        fields |= _slot_fields(values.prediction, slots)
+    records = with_fields(host.records, fields) if fields else host.records
+    side_prediction = values.prediction or (particles.prediction if slots else None)
+    with ExitStack() as outputs:
+        if side_prediction is not None:
+            side = outputs.enter_context(atomic_file(posterior_path(path), overwrite))
+            with open(side, "wb") as file:
+                np.savez(file, **pack_posterior(particles.uid, side_prediction, slots))  # type: ignore[arg-type]
+        write_records(outputs.enter_context(atomic_file(path, overwrite)), records, host.compressed)
+
+
+def _slots(records: Records, prediction: Prediction, known: dict[str, int]) -> dict[str, int]:
+    """Give each scalar of the prediction its slot: the one it had, else the first free one."""
+    modes = re.findall(r"components_mode_(\d+)/", " ".join(records.dtype.names or ()))
+    taken = {int(mode) for mode in modes}
+    slots = dict(known)
+    for name in SLOT_FIELDS:
+        if getattr(prediction, name) is not None and name not in slots:
+            slots[name] = next(k for k in range(len(taken) + 1) if k not in taken)
+            taken.add(slots[name])
+    return {name: k for name, k in slots.items() if getattr(prediction, name) is not None}
+
+
+def _slot_fields(prediction: Prediction, slots: dict[str, int]) -> dict[str, NDArray[Any]]:
+    fields: dict[str, NDArray[Any]] = {}
+    for name, k in slots.items():
+        fields[f"components_mode_{k}/component"] = np.full(len(prediction), k, dtype="<u4")
+        fields[f"components_mode_{k}/value"] = getattr(prediction, name).astype("<f4")
+    return fields
+
+
+def _pose_fields(records: Records, values: Writable) -> dict[str, NDArray[Any]]:
+    """Return alignments3D/pose and /shift with the changed rows replaced, others bit for bit."""
+    names, fields = records.dtype.names or (), dict[str, NDArray[Any]]()
+    psize = next(n for n in ("alignments3D/psize_A", "blob/psize_A") if n in names)
+    if values.rotation is not None and values.rotation_changed.any():
+        pose = quaternion_to_rotation_vector(values.rotation).astype("<f4")
+        fields["alignments3D/pose"] = _merge(records, "alignments3D/pose", pose, values.rotation_changed)
+    if values.shift_A is not None and values.shift_changed.any():
+        shift = (values.shift_A / records[psize].astype(np.float64)[:, None]).astype("<f4")
+        fields["alignments3D/shift"] = _merge(records, "alignments3D/shift", shift, values.shift_changed)
+    if fields and "alignments3D/psize_A" not in names:
+        fields["alignments3D/psize_A"] = records["blob/psize_A"].astype("<f4")
+    return fields
+
+
+def _merge(records: Records, name: str, new: NDArray[Any], changed: NDArray[np.bool_]) -> NDArray[Any]:
+    if name not in (records.dtype.names or ()):
+        return new
+    return np.where(changed[:, None], new, records[name])
+
+
+def new_records(particles: ParticleSet, path: Path, data_root: Path | None = None) -> Records:
+    """Build a cryoSPARC table (uid, blob, ctf, alignments3D, location) from particles of any origin.
+
+    Image paths are relative to `data_root`, by default the nearest folder above `path` that holds all
+    stacks. Raises ParticleFileError without CTF, ImageStackError if a stack cannot be read.
+    """
+    if particles.ctf is None:
+        raise ParticleFileError(
+            f"{particles.source}: no CTF parameters, which a .cs file needs; write .star instead"
+        )
+    n, ctf = len(particles), particles.ctf
+    header = StackReader(particles.stacks).header(int(particles.stack_index[0]))
+    stacks = [Path(os.path.abspath(stack)) for stack in particles.stacks]
+    names = np.array([os.fsencode(name) for name in _relative(stacks, path, data_root)])
+    fields: dict[str, NDArray[Any]] = {
+        "uid": particles.uid.astype("<u8"),
+        "blob/path": names[particles.stack_index],
+        "blob/idx": particles.slice_index.astype("<u4"),
+        "blob/shape": np.tile(np.array([header.height, header.width], "<u4"), (n, 1)),
+        "blob/psize_A": particles.pixel_size_A.astype("<f4"),
+        "blob/sign": particles.contrast_sign.astype("<f4"),
+        "ctf/type": np.full(n, b"imported"),
+        "ctf/exp_group_id": particles.optics_group.astype("<u4"),
+        "ctf/accel_kv": ctf.voltage_kV.astype("<f4"),
+        "ctf/cs_mm": ctf.spherical_aberration_mm.astype("<f4"),
+        "ctf/amp_contrast": ctf.amplitude_contrast.astype("<f4"),
+        "ctf/df1_A": ctf.defocus_u_A.astype("<f4"),
+        "ctf/df2_A": ctf.defocus_v_A.astype("<f4"),
+        "ctf/df_angle_rad": np.radians(ctf.defocus_angle_deg).astype("<f4"),
+        "ctf/phase_shift_rad": np.radians(ctf.phase_shift_deg).astype("<f4"),
+        "ctf/scale": np.ones(n, "<f4"),
+        "ctf/scale_const": np.zeros(n, "<f4"),
+    } | _alignment_fields(particles)
+    if (particles.micrograph >= 0).all():
+        fields["location/micrograph_uid"] = particles.micrograph.astype("<u8")
+    records = np.empty(n, dtype=[(name, value.dtype, value.shape[1:]) for name, value in fields.items()])
+    for name, value in fields.items():
+        records[name] = value
+    return records
+
+
+def _alignment_fields(particles: ParticleSet) -> dict[str, NDArray[Any]]:
+    if particles.rotation is None:
+        return {}
+    shift_A: FloatArray = np.zeros((len(particles), 2)) if particles.shift_A is None else particles.shift_A
+    fields: dict[str, NDArray[Any]] = {
+        "alignments3D/shift": (shift_A / particles.pixel_size_A[:, None]).astype("<f4"),
+        "alignments3D/pose": quaternion_to_rotation_vector(particles.rotation).astype("<f4"),
+        "alignments3D/psize_A": particles.pixel_size_A.astype("<f4"),
+    }
+    if (particles.half_set > 0).all():
+        fields = {"alignments3D/split": (particles.half_set - 1).astype("<u4"), **fields}
+    return fields
+
+
+def _relative(stacks: list[Path], path: Path, data_root: Path | None) -> list[str]:
+    """Paths relative to the root where they lie inside it, else absolute."""
+    above = [data_root] if data_root is not None else list(Path(os.path.abspath(path)).parents)[:-1]
+    for root in (Path(os.path.abspath(folder)) for folder in above):
+        if data_root is not None or all(stack.is_relative_to(root) for stack in stacks):
+            return [str(s.relative_to(root) if s.is_relative_to(root) else s) for s in stacks]
+    return [str(stack) for stack in stacks]

@@ -1,0 +1,1 @@
+"""RELION: STAR files to particles and back, and the External job."""

@@ -1,0 +1,195 @@
+"""ParticleSet to STAR: the host's table with our columns changed or added, or a fresh document."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.geometry.rotations import quaternion_to_relion_euler
+from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
+from cryoforum_plugin.particles.writable import Writable, writable
+from relion_external.host import ANGLES, BINGHAM, ORIGIN_A, ORIGIN_PX, PRIORS, SCALARS, StarHost
+from relion_external.star import StarDocument, Table, new_table, quote
+
+logger = logging.getLogger(__name__)
+
+Mask = NDArray[np.bool_]
+_CTF_LABELS = {  # label: field of Ctf
+    "rlnDefocusU": "defocus_u_A",
+    "rlnDefocusV": "defocus_v_A",
+    "rlnDefocusAngle": "defocus_angle_deg",
+    "rlnPhaseShift": "phase_shift_deg",
+}
+_OPTICS_LABELS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnImagePixelSize")
+_NO_CTF = (300.0, 2.7, 0.1)  # RELION demands a voltage, Cs and Q0 even of particles without CTF
+
+
+def write_particles(
+    particles: ParticleSet,
+    path: Path,
+    prediction: Prediction | None = None,
+    overwrite: bool = False,
+    data_root: Path | None = None,
+) -> None:
+    """Write particles as STAR: every row, column, block and comment of the table they came from.
+
+    Only the columns of `prediction` are changed or added, and poses where they differ from the table's;
+    rows that hold a NaN are written as unpredicted. Particles from elsewhere get a fresh document
+    (`new_document`), with image paths relative to `data_root`.
+    Raises OutputError if `path` exists and `overwrite` is false.
+    """
+    host = particles.host
+    if not isinstance(host, StarHost):
+        document = new_document(particles, data_root)
+        host = StarHost(document, 1, particles.rotation, particles.shift_A)
+    columns = _columns(host, particles, writable(particles, prediction, host.rotation, host.shift_A))
+    if columns:
+        host = host.with_particles(host.particles.with_columns(columns))
+    text = host.document.text()
+    with atomic_file(Path(path), overwrite) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[str, list[str]]:
+    """Return the tokens of every column that is changed or added."""
+    table, columns, prediction = host.particles, dict[str, list[str]](), values.prediction
+    if values.rotation is not None:
+        _warn_of_priors(table, values.rotation_changed)
+        angles = quaternion_to_relion_euler(values.rotation)
+        columns |= _changed(table, ANGLES, angles, values.rotation_changed)
+    if values.shift_A is not None:
+        for labels, per_A in _origin_labels(host, particles.pixel_size_A):
+            columns |= _changed(table, labels, values.shift_A * per_A[:, None], values.shift_changed)
+    if prediction is None:
+        return columns
+    for label, name in SCALARS.items():
+        numbers = getattr(prediction, name)
+        if numbers is not None:
+            columns[label] = _tokens(numbers, _fixed if label.startswith("rln") else _general)
+    if prediction.bingham is not None:
+        columns |= {label: _tokens(prediction.bingham[:, i], _general) for i, label in enumerate(BINGHAM)}
+    return columns
+
+
+def _origin_labels(host: StarHost, pixel_size_A: FloatArray) -> list[tuple[tuple[str, str], FloatArray]]:
+    """Which origin columns to write, with the factor `(n,)` from Å: what the table has, else what its
+    version has (pixels without, Å with an optics table)."""
+    known = [ORIGIN_A] if all(label in host.particles for label in ORIGIN_A) else []
+    known += [ORIGIN_PX] if all(label in host.particles for label in ORIGIN_PX) else []
+    if not known:
+        known = [ORIGIN_PX if host.document.table("optics") is None else ORIGIN_A]
+    return [
+        (labels, np.ones_like(pixel_size_A) if labels is ORIGIN_A else 1 / pixel_size_A) for labels in known
+    ]
+
+
+def _changed(table: Table, labels: Iterable[str], values: FloatArray, changed: Mask) -> dict[str, list[str]]:
+    """Tokens of `values` `(n, k)` for the k labels; rows that did not change keep their text."""
+    labels = tuple(labels)
+    known = all(label in table for label in labels)
+    if not changed.any():
+        return {}
+    columns = {label: _tokens(values[:, i], _fixed) for i, label in enumerate(labels)}
+    if known and not changed.all():
+        old = table.tokens(*labels)
+        for label, texts in zip(labels, old, strict=True):
+            columns[label] = [
+                new if c else text for new, text, c in zip(columns[label], texts, changed, strict=True)
+            ]
+    return columns
+
+
+def _warn_of_priors(table: Table, changed: Mask) -> None:
+    stale = [label for label in PRIORS if label in table]
+    if stale and changed.any():
+        logger.warning(
+            "%s: %s are left as they are although the orientations changed; local searches of RELION 3.1 "
+            "and 4 start from these columns, so remove them before a local refinement",
+            table.source, ", ".join(f"_{label}" for label in stale),
+        )  # fmt: skip
+
+
+def _fixed(value: float) -> str:
+    return f"{value:.6f}"
+
+
+def _general(value: float) -> str:
+    return f"{value:.9g}"
+
+
+def _tokens(values: FloatArray, form: Callable[[float], str]) -> list[str]:
+    return [form(value) for value in values.tolist()]
+
+
+def new_document(particles: ParticleSet, root: Path | None = None, box_px: int | None = None) -> StarDocument:
+    """Build a RELION 3.1+ document (tables optics, particles) from particles of any origin.
+
+    root : stacks inside it get paths relative to it; default the current folder.
+    box_px : box size for rlnImageSize; default that of the first stack, if it is there.
+    Optics groups are the distinct sets of voltage, Cs, amplitude contrast and pixel size. Without CTF,
+    where RELION still wants a voltage, 300 kV, 2.7 mm and 0.1 are written.
+    """
+    n, ctf = len(particles), particles.ctf
+    microscope = (
+        [np.full(n, value) for value in _NO_CTF]
+        if ctf is None
+        else [ctf.voltage_kV, ctf.spherical_aberration_mm, ctf.amplitude_contrast]
+    )
+    keys = np.stack([*microscope, particles.pixel_size_A], axis=1)
+    groups, group = np.unique(np.round(keys, 6), axis=0, return_inverse=True)
+    numbers = [str(i) for i in range(1, len(groups) + 1)]
+    optics = {"rlnOpticsGroupName": [f"opticsGroup{i}" for i in numbers], "rlnOpticsGroup": numbers}
+    optics |= {label: _tokens(groups[:, i], _fixed) for i, label in enumerate(_OPTICS_LABELS)}
+    box_px = _box_px(particles) if box_px is None else box_px
+    optics |= {} if box_px is None else {"rlnImageSize": [str(box_px)] * len(groups)}
+    optics["rlnImageDimensionality"] = ["2"] * len(groups)
+    columns = {"rlnImageName": _image_names(particles, root or Path.cwd())}
+    columns["rlnOpticsGroup"] = [str(i + 1) for i in group.reshape(-1).tolist()]
+    columns |= _particle_columns(particles)
+    tables = (
+        new_table(particles.source, "optics", optics),
+        new_table(particles.source, "particles", columns),
+    )
+    return StarDocument(particles.source, (), tables)
+
+
+def _box_px(particles: ParticleSet) -> int | None:
+    """Box size according to the first particle's stack, or None where that cannot be read."""
+    try:
+        return StackReader(particles.stacks).header(int(particles.stack_index[0])).width
+    except ImageStackError:
+        return None
+
+
+def _particle_columns(particles: ParticleSet) -> dict[str, list[str]]:
+    """The columns of a fresh particle table that depend on what is known."""
+    columns: dict[str, list[str]] = {}
+    if (particles.micrograph >= 0).all():
+        columns["rlnMicrographName"] = [f"micrograph{i:06d}.mrc" for i in particles.micrograph.tolist()]
+    if particles.half_set.any():
+        columns["rlnRandomSubset"] = [str(i) for i in particles.half_set.tolist()]
+    if particles.rotation is not None:
+        angles = quaternion_to_relion_euler(particles.rotation)
+        columns |= {label: _tokens(angles[:, i], _fixed) for i, label in enumerate(ANGLES)}
+    if particles.shift_A is not None:
+        columns |= {label: _tokens(particles.shift_A[:, i], _fixed) for i, label in enumerate(ORIGIN_A)}
+    if particles.ctf is not None:
+        columns |= {label: _tokens(getattr(particles.ctf, f), _fixed) for label, f in _CTF_LABELS.items()}
+    return columns
+
+
+def _image_names(particles: ParticleSet, root: Path) -> list[str]:
+    """Names `000001@path`, relative to `root` where the stack lies inside it, else absolute."""
+    base = root.absolute()
+    paths = [Path(os.path.abspath(stack)) for stack in particles.stacks]
+    texts = [str(path.relative_to(base) if path.is_relative_to(base) else path) for path in paths]
+    rows = zip(particles.stack_index.tolist(), particles.slice_index.tolist(), strict=True)
+    return [quote(f"{number + 1:06d}@{texts[stack]}") for stack, number in rows]
