@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import numpy as np
 import pytest
 import torch
+
+from cryoforum_plugin.geometry import super_fibonacci_quaternions
+from cryoforum_plugin.particles import ParticleSet, Prediction
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPEN_MPI = {
@@ -87,3 +93,33 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run the test inside an empty project folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def make_particles() -> Callable[..., ParticleSet]:
+    """Return a builder of particle sets without images: evenly spread poses, alternating half sets."""
+    return build_particles
+
+
+def build_particles(n: int, prediction: Prediction | None = None, **changes: Any) -> ParticleSet:
+    """Build n particles of one stack; `changes` replaces fields."""
+    rows = np.arange(n)
+    values: dict[str, Any] = {
+        "source": Path("particles.star"),
+        "stacks": (Path("stack.mrcs"),),
+        "stack_index": np.zeros(n, dtype=np.int64),
+        "slice_index": rows,
+        "pixel_size_A": np.full(n, 3.0),
+        "rotation": super_fibonacci_quaternions(n).numpy(),
+        "shift_A": np.zeros((n, 2)),
+        "ctf": None,
+        "contrast_sign": np.ones(n),
+        "optics_group": np.ones(n, dtype=np.int64),
+        "half_set": 1 + rows % 2,
+        "micrograph": np.full(n, -1),
+        "origin": rows,
+        "uid": rows.astype(np.uint64),
+        "prediction": prediction,
+        "host": rows,
+    }
+    return ParticleSet(**(values | changes))

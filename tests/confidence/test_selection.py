@@ -1,0 +1,165 @@
+"""Criteria, their combination, the automatic rule and the half sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryoforum_plugin.confidence.selection import (
+    Criteria,
+    automatic,
+    best_fraction,
+    count_half_sets,
+    select_particles,
+)
+from cryoforum_plugin.confidence.training_quantiles import read_training_quantile
+from cryoforum_plugin.errors import ModelError, ParticleFileError, SettingsError
+from cryoforum_plugin.particles import Prediction
+
+N = 40
+
+
+def spread_prediction() -> Prediction:
+    """Confidence falls from 1 to 0 with the row; the errors rise, the statistics weaken."""
+    rows = np.arange(N)
+    return Prediction(
+        confidence=1 - rows / (N - 1),
+        expected_error_deg=1.0 + rows,
+        lambda_max=-1000.0 + rows,
+        trace=-5000.0 + 2 * rows,
+    )
+
+
+@pytest.mark.parametrize(
+    ("criteria", "kept"),
+    [
+        (Criteria(min_confidence=0.5), 20),
+        (Criteria(min_confidence=0.0), 40),
+        (Criteria(max_error_deg=10), 10),
+        (Criteria(keep_fraction=0.25), 10),
+        (Criteria(keep_fraction=1.0), 40),
+        (Criteria(statistic="lambda_max", quantile=0.5), 20),
+        (Criteria(statistic="trace"), 30),
+        (Criteria(statistic="lambda_max", statistic_threshold=-994.0), 7),
+        (Criteria(min_confidence=0.5, max_error_deg=10), 10),
+        (Criteria(min_confidence=0.5, max_error_deg=30, keep_fraction=0.2, statistic="trace"), 8),
+    ],
+)
+def test_each_criterion_and_their_combination(make_particles, criteria: Criteria, kept: int) -> None:
+    selection = select_particles(make_particles(N, spread_prediction()), criteria)
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), np.arange(kept))
+    assert selection.counts["all"] == {"kept": kept, "rejected": N - kept}
+    assert sum(selection.counts[f"half set {h}"]["kept"] for h in (1, 2)) == kept
+
+
+def test_figures_go_into_json(make_particles) -> None:
+    selection = select_particles(make_particles(N, spread_prediction()), Criteria(auto=True))
+    assert json.loads(json.dumps(selection.figures()))["counts"]["all"]["kept"] == selection.keep.sum()
+
+
+def test_ties_are_broken_by_error_then_row() -> None:
+    prediction = Prediction(
+        confidence=np.array([0.5, 0.9, 0.5, 0.5]), expected_error_deg=np.array([3.0, 9, 1, 3])
+    )
+    assert best_fraction(prediction, 0.5).tolist() == [False, True, True, False]
+    assert best_fraction(prediction, 0.75).tolist() == [True, True, True, False]
+    assert best_fraction(prediction, 1e-6).sum() == 1
+
+
+def test_automatic_keeps_everything_that_is_equally_good() -> None:
+    keep, line = automatic(np.full(N, 0.2), np.zeros(N, dtype=np.int64))
+    assert keep.all()
+    assert "0.2" in line
+
+
+def test_automatic_leaves_out_junk() -> None:
+    confidence = np.array([0.9] * 30 + [0.0] * 10)
+    keep, _ = automatic(confidence, np.tile([1, 2], N // 2))
+    np.testing.assert_array_equal(keep, confidence > 0)
+
+
+def test_automatic_maximises_its_target(make_particles) -> None:
+    confidence = np.random.default_rng(3).beta(0.4, 0.6, 500)
+    keep, _ = automatic(confidence, np.zeros(500, dtype=np.int64))
+
+    def clarity(mask: np.ndarray) -> float:
+        return float(confidence[mask].sum() / np.sqrt(mask.sum()))
+
+    assert (
+        clarity(keep) >= max(clarity(confidence >= t) for t in np.linspace(0, confidence.max(), 50)) - 1e-12
+    )
+
+
+def test_automatic_keeps_a_tenth_of_each_half_set() -> None:
+    half_set = np.repeat([1, 2], 20)
+    keep, line = automatic(np.where(half_set == 1, 0.9, 0.01), half_set)
+    assert keep[half_set == 1].all()
+    assert keep[half_set == 2].sum() == 2
+    assert "topped up" in line
+
+
+def test_automatic_refuses_a_set_without_any_confidence() -> None:
+    with pytest.raises(SettingsError, match="no particle has a confidence above 0"):
+        automatic(np.zeros(5), np.zeros(5, dtype=np.int64))
+
+
+def test_a_half_set_is_never_emptied(make_particles) -> None:
+    particles = make_particles(N, spread_prediction(), half_set=np.repeat([1, 2], 20))
+    with pytest.raises(SettingsError, match=r"nothing of half set 2 .* is left"):
+        select_particles(particles, Criteria(min_confidence=0.6))
+
+
+def test_an_empty_selection_is_refused(make_particles) -> None:
+    with pytest.raises(SettingsError, match=r"no particle of particles.star is left"):
+        select_particles(make_particles(N, spread_prediction()), Criteria(max_error_deg=0.5))
+
+
+def test_half_sets_that_are_not_there_are_not_demanded(make_particles) -> None:
+    zeros = np.zeros(N, dtype=np.int64)
+    selection = select_particles(
+        make_particles(N, spread_prediction(), half_set=zeros), Criteria(keep_fraction=0.1)
+    )
+    assert list(selection.counts) == ["all"]
+
+
+def test_missing_columns_are_named(make_particles) -> None:
+    with pytest.raises(ParticleFileError, match="no prediction columns"):
+        select_particles(make_particles(N), Criteria(min_confidence=0.5))
+    bare = make_particles(N, Prediction(confidence=np.linspace(0, 1, N)))
+    with pytest.raises(ParticleFileError, match="no column rlnAccuracyRotations"):
+        select_particles(bare, Criteria(max_error_deg=5))
+    with pytest.raises(ParticleFileError, match="no column cryoforumTrace"):
+        select_particles(bare, Criteria(statistic="trace"))
+
+
+def test_an_unknown_statistic_is_refused(make_particles) -> None:
+    with pytest.raises(SettingsError, match="unknown statistic 'mean'"):
+        select_particles(make_particles(N, spread_prediction()), Criteria(statistic="mean"))
+
+
+def test_counts_add_up() -> None:
+    counts = count_half_sets(np.array([1, 1, 2, 0]), np.array([True, False, True, True]))
+    assert counts == {
+        "all": {"kept": 3, "rejected": 1},
+        "half set 1": {"kept": 1, "rejected": 1},
+        "half set 2": {"kept": 1, "rejected": 0},
+    }
+
+
+def test_no_criterion_is_told() -> None:
+    assert not Criteria().any()
+    assert Criteria(min_confidence=0.0).any()
+    assert Criteria(auto=True).any()
+
+
+def test_quantiles_of_the_training_particles(tmp_path: Path) -> None:
+    percentiles = {"trace": list(np.linspace(-100, 0, 101))}
+    (tmp_path / "calibration.json").write_text(json.dumps({"training_percentiles": percentiles}))
+    assert read_training_quantile(tmp_path, "trace", 0.75) == pytest.approx(-25)
+    assert read_training_quantile(tmp_path, "trace", 0.005) == pytest.approx(-99.5)
+    for folder, statistic in ((tmp_path, "lambda_max"), (tmp_path / "absent", "trace")):
+        with pytest.raises(ModelError, match="no training percentiles"):
+            read_training_quantile(folder, statistic, 0.5)
