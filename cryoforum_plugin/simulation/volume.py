@@ -1,0 +1,85 @@
+"""Maps on their way to a projector: reading, making even, low-pass, phase randomisation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.images.fourier import soft_mask
+
+
+def read_map(path: Path, pixel_size_A: float | None = None) -> tuple[Tensor, float]:
+    """Read a cubic MRC map as zyx float32, made even (`make_even`), and its pixel size in Å.
+
+    pixel_size_A : overrides the header's.
+    Raises ImageStackError if the file is missing, damaged, not a cube, not finite, or of unknown pixel size.
+    """
+    if not path.is_file():
+        raise ImageStackError(f"{path}: no such map")
+    try:
+        with mrcfile.open(path) as file:
+            data, header_A = np.array(file.data, dtype=np.float32), float(file.voxel_size.x)
+    except (ValueError, OSError) as error:
+        raise ImageStackError(f"{path}: not a readable MRC map: {error}") from error
+    if data.ndim != 3 or len(set(data.shape)) != 1:
+        raise ImageStackError(
+            f"{path}: a cubic map is needed, this one is {' x '.join(map(str, data.shape))}"
+        )
+    if not np.isfinite(data).all():
+        raise ImageStackError(f"{path}: the map holds NaN or infinite voxels")
+    used_A = header_A if pixel_size_A is None else pixel_size_A
+    if not used_A > 0:
+        raise ImageStackError(f"{path}: the header gives no pixel size; pass --pixel-size")
+    return make_even(torch.from_numpy(data)), used_A
+
+
+def make_even(volume: Tensor) -> Tensor:
+    """Give an odd cube one plane of zeros at the low end of each axis, so that its centre stays at n // 2."""
+    return functional.pad(volume, [1, 0] * 3) if volume.shape[-1] % 2 else volume
+
+
+def low_pass(volume: Tensor, pixel_size_A: float, resolution_A: float) -> Tensor:
+    """Suppress frequencies above 1 / resolution_A with a logistic edge of 2 % width."""
+    frequency = _frequency(volume.shape[-1]) / pixel_size_A  # 1/Å
+    cut = 1 / resolution_A
+    filtered = torch.fft.rfftn(volume) * torch.sigmoid((cut - frequency) / (0.02 * cut))
+    result: Tensor = torch.fft.irfftn(filtered, s=volume.shape)
+    return result
+
+
+def randomise_phases(volume: Tensor, generator: torch.Generator) -> Tensor:
+    """Make another particle: same power spectrum, size and variance as `volume`, no shared structure.
+
+    All phases are drawn anew (those of white noise), then the density is confined to the sphere that
+    holds 99 % of the original's squared density.
+    """
+    n = volume.shape[-1]
+    noise = torch.fft.rfftn(torch.randn(volume.shape, generator=generator))
+    noise = noise / noise.abs().clamp(min=1e-12)
+    other = torch.fft.irfftn(torch.fft.rfftn(volume).abs() * noise, s=volume.shape)
+    other = other * soft_mask(n, _radius_px(volume, 0.99), 0.05 * n, 3)
+    scaled: Tensor = other * (volume.square().sum() / other.square().sum()).sqrt()
+    return scaled
+
+
+def _radius_px(volume: Tensor, fraction: float) -> float:
+    """Radius about n // 2 that holds `fraction` of the summed squared density."""
+    n = volume.shape[-1]
+    axis = (torch.arange(n) - n // 2).square()
+    shell = (axis[:, None, None] + axis[:, None] + axis).sqrt().long().flatten()
+    energy = torch.zeros(math.ceil(n * 0.9)).index_add_(0, shell, volume.square().flatten()).cumsum(0)
+    return float((energy < fraction * energy[-1]).sum()) + 1.0
+
+
+def _frequency(n: int) -> Tensor:
+    """|k| in cycles per voxel, rfftn layout."""
+    full: Tensor = torch.fft.fftfreq(n).square()
+    half: Tensor = torch.fft.rfftfreq(n).square()
+    return (full[:, None, None] + full[:, None] + half).sqrt()
