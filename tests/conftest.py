@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +123,51 @@ def build_particles(n: int, prediction: Prediction | None = None, **changes: Any
         "host": rows,
     }
     return ParticleSet(**(values | changes))
+
+
+@pytest.fixture
+def write_star(tmp_path: Path) -> Callable[..., Path]:
+    """Return a writer of RELION 3.1 files in `tmp_path` with the given columns."""
+
+    def write(name: str, columns: dict[str, Sequence[Any]]) -> Path:
+        optics = {
+            "rlnOpticsGroupName": "opticsGroup1",
+            "rlnOpticsGroup": 1,
+            "rlnVoltage": 300.0,
+            "rlnSphericalAberration": 2.7,
+            "rlnAmplitudeContrast": 0.1,
+            "rlnImagePixelSize": 3.0,
+            "rlnImageSize": 32,
+            "rlnImageDimensionality": 2,
+        }
+        blocks = (("optics", {key: [value] for key, value in optics.items()}), ("particles", columns))
+        text = "\n# version 30001\n"
+        for block, table in blocks:
+            text += f"\ndata_{block}\n\nloop_\n"
+            text += "".join(f"_{label} #{i}\n" for i, label in enumerate(table, start=1))
+            text += "".join(" ".join(map(str, row)) + "\n" for row in zip(*table.values(), strict=True))
+        path = tmp_path / name
+        path.write_text(text + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def predicted_columns() -> dict[str, list[Any]]:
+    """Return the columns of 20 predicted particles, the most certain first."""
+    n = 20
+    return {
+        "rlnImageName": [f"{i + 1:06d}@Extract/stack.mrcs" for i in range(n)],
+        "rlnAngleRot": [f"{17 * i % 360 - 180}.250000" for i in range(n)],
+        "rlnAngleTilt": [f"{9 * i}.50" for i in range(n)],
+        "rlnAnglePsi": [f"{(31 * i) % 360 - 180}" for i in range(n)],
+        "rlnOriginXAngst": ["1.50"] * n,
+        "rlnOriginYAngst": ["-2.00"] * n,
+        "rlnOpticsGroup": [1] * n,
+        "rlnRandomSubset": [1 + i % 2 for i in range(n)],
+        "rlnParticleFigureOfMerit": [f"{1 - i / 20:.4f}" for i in range(n)],
+        "rlnAccuracyRotations": [f"{1 + i}.00" for i in range(n)],
+        "cryoforumLambdaMax": [f"{-500 + i}.0" for i in range(n)],
+        "cryoforumTrace": [f"{-1500 + i}.0" for i in range(n)],
+    }

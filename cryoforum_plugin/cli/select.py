@@ -101,9 +101,10 @@ def _run(
             check_output(path, overwrite)
     particles = read_particles(predicted, options["data_root"])
     selection = select_particles(particles, criteria)
-    write_particles(particles[selection.keep], output, overwrite=overwrite)
+    root = options["data_root"]
+    write_particles(particles[selection.keep], output, overwrite=overwrite, data_root=root)
     if rejected is not None and not selection.keep.all():
-        write_particles(particles[~selection.keep], rejected, overwrite=overwrite)
+        write_particles(particles[~selection.keep], rejected, overwrite=overwrite, data_root=root)
     elif rejected is not None:
         rejected.unlink(missing_ok=True)  # allowed by --overwrite; an old list would now be wrong
         click.echo(f"nothing was rejected: {rejected} is not written", err=True)
