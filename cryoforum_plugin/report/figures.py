@@ -172,5 +172,5 @@ def table_figure(title: str, rows: Sequence[tuple[str, str]]) -> Figure:
     figure.text(0.08, 0.95, title, fontsize=15, fontweight="bold")
     for line, (name, value) in enumerate(rows):
         figure.text(0.08, 0.92 - 0.0145 * line, name, fontsize=7.5, family="monospace")
-        figure.text(0.48, 0.92 - 0.0145 * line, value, fontsize=7.5, family="monospace")
+        figure.text(0.48, 0.92 - 0.0145 * line, value[:68], fontsize=7.5, family="monospace")
     return figure
