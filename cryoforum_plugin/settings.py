@@ -57,7 +57,7 @@ class TrainingSettings:
     simulated: float = 0.75
     max_shift: float = 0.03
     noise_range: float = 1.25
-    shift_weight: float = 0.5
+    shift_weight: float = 0.1
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
     seed: int = 1
@@ -138,7 +138,9 @@ def flatten(settings: Settings) -> dict[str, Any]:
     """Settings as {"section.key": value}."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(settings).items():
-        flat.update({f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value})
+        flat.update(
+            {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        )
     return flat
 
 
@@ -160,9 +162,13 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise SettingsError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from error
+        raise SettingsError(
+            f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
+        ) from error
     data = data.get("settings", data)
     flat: dict[str, Any] = {}
     for name, value in data.items():
-        flat.update({f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value})
+        flat.update(
+            {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        )
     return flat

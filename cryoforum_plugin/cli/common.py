@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,9 @@ OUTPUT_PATH = click.Path(path_type=Path)
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
-seed_option = click.option("--seed", type=int, default=1, show_default=True, help="Seed of all random choices.")
+seed_option = click.option(
+    "--seed", type=int, default=1, show_default=True, help="Seed of all random choices."
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to compute."
 )
@@ -32,7 +34,42 @@ data_root_option = click.option(
     help="Folder that relative image paths start from "
     "[default: the current folder for .star, the project folder for .cs].",
 )
-json_option = click.option("--json", "json_file", type=OUTPUT_PATH, default=None, help="Also write the figures here.")
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the network; auto takes bf16 where the hardware multiplies it.",
+)
+json_option = click.option(
+    "--json", "json_file", type=OUTPUT_PATH, default=None, help="Also write the figures here."
+)
+
+
+def contrast_options(command: Command) -> Command:
+    """Add --invert-contrast and --ignore-contrast, which set `contrast` (None when neither is given)."""
+    invert = click.option(
+        "--invert-contrast",
+        "contrast",
+        flag_value="invert",
+        default=None,
+        help="Protein is dark: invert images.",
+    )
+    ignore = click.option(
+        "--ignore-contrast", "contrast", flag_value="ignore", help="Do not refuse images with dark protein."
+    )
+    return invert(ignore(command))
+
+
+def show_log(quiet: bool) -> None:
+    """Send the log's warnings to stderr (errors only when `quiet`), once."""
+    logger = logging.getLogger("cryoforum")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("cryoforum: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.handlers[0].setLevel(logging.ERROR if quiet else logging.WARNING)
 
 
 @contextmanager

@@ -80,5 +80,7 @@ class Encoder(nn.Module):
         polar = nn.functional.grid_sample(
             images, self.grid.expand(len(images), -1, -1, -1).to(images.dtype), align_corners=True
         )
-        maps: Tensor = self.body(polar.contiguous(memory_format=torch.channels_last))  # (b, f, rings, positions)
+        maps: Tensor = self.body(
+            polar.contiguous(memory_format=torch.channels_last)
+        )  # (b, f, rings, positions)
         return maps.flatten(1, 2).transpose(1, 2)

@@ -12,6 +12,9 @@ from cryoforum_plugin.geometry import in_plane_quaternion, right_multiplication_
 from cryoforum_plugin.network.encoder import Encoder
 from cryoforum_plugin.posterior import matrix_from_upper
 
+# Unit of the shift outputs, a fraction of the box: keeps their gradients of the size of the pose's.
+SHIFT_SCALE = 0.03
+
 
 class NetworkOutput(NamedTuple):
     """What the network says of a batch, float32.
@@ -67,8 +70,8 @@ class RotationHead(nn.Module):
             vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2].float())
             return NetworkOutput(
                 bingham=bingham / math.sqrt(len(self.turn)),
-                shift=vectors.mean(1),
-                shift_log_variance=shift[..., 2].float().mean(1) - 6.0,  # starts near sd 5 % of the box
+                shift=SHIFT_SCALE * vectors.mean(1),
+                shift_log_variance=shift[..., 2].float().mean(1) + 2 * math.log(SHIFT_SCALE),
                 features=hidden.float().mean(1),
             )
 

@@ -1,0 +1,94 @@
+"""`cryoforum predict`: orientations, shifts and uncertainty for new particles."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from cryoforum_plugin.cli.common import (
+    INPUT_FILE,
+    OUTPUT_PATH,
+    contrast_options,
+    data_root_option,
+    device_option,
+    json_option,
+    overwrite_option,
+    precision_option,
+    quiet_option,
+    show_log,
+    write_json,
+)
+
+
+@click.command(name="predict")
+@click.argument("model_dir", type=INPUT_FILE)
+@click.argument("particles", type=INPUT_FILE)
+@click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="Table to write, .star or .cs.")
+@click.option(
+    "--views",
+    type=click.Choice(["1", "2", "4", "8"]),
+    default="4",
+    show_default=True,
+    help="Test-time in-plane views of each image: more is slower and a little more accurate.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time."
+)
+@contrast_options
+@data_root_option
+@device_option
+@precision_option
+@json_option
+@overwrite_option
+@quiet_option
+def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> None:
+    """Predict PARTICLES (.star or .cs) with the model in MODEL_DIR; every row and column is kept."""
+    from cryoforum_plugin import formats
+    from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.network.device import choose_device, choose_precision
+    from cryoforum_plugin.network.model import load_model
+    from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
+
+    show_log(options["quiet"])
+    check_output(output, options["overwrite"])
+    formats.adapter_for(output)
+    device = choose_device(options["device"])
+    model = load_model(model_dir, device)
+    table = formats.read_particles(particles, options["data_root"])
+    start = time.monotonic()
+    prediction = predict_particles(
+        model,
+        table,
+        device,
+        choose_precision(options["precision"], device),
+        PredictOptions(int(options["views"]), options["batch_size"], options["contrast"], options["quiet"]),
+    )
+    seconds = time.monotonic() - start
+    formats.write_particles(table, output, prediction, options["overwrite"])
+    figures = _summary(prediction, seconds)
+    write_json(options["json_file"], figures, options["overwrite"])
+    click.echo(
+        f"{figures['n']} particles in {seconds:.1f} s ({figures['particles_per_s']:.0f}/s), "
+        f"{figures['unusable']} unusable; median expected error {figures['median_expected_error_deg']:.2f} deg, "
+        f"{100 * figures['fraction_confidence_above_half']:.0f} % with confidence above 0.5"
+    )
+    click.echo(f"written: {output}")
+
+
+def _summary(prediction: Any, seconds: float) -> dict[str, Any]:
+    """Figures of a prediction for the terminal and --json; unusable particles count as confidence 0."""
+    import numpy as np
+
+    confidence = np.nan_to_num(prediction.confidence)
+    return {
+        "n": len(prediction),
+        "unusable": int(np.isnan(prediction.confidence).sum()),
+        "seconds": round(seconds, 3),
+        "particles_per_s": round(len(prediction) / max(seconds, 1e-9), 1),
+        "median_expected_error_deg": float(np.nanmedian(prediction.expected_error_deg)),
+        "median_credible_radius_90_deg": float(np.nanmedian(prediction.credible_radius_90_deg)),
+        "fraction_confidence_above_half": float((confidence > 0.5).mean()),
+    }

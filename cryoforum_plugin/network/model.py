@@ -1,0 +1,104 @@
+"""A trained model: weights and all that is needed to use them, in a folder that can be moved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoforum_plugin import __version__
+from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.errors import ModelError, SettingsError
+from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.network.head import PoseNetwork
+from cryoforum_plugin.settings import Settings, flatten, with_values
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its settings and working box.
+
+    calibration : what `training.calibrate` measured. outliers : state of `confidence.outliers.OutlierModel`.
+    """
+
+    network: PoseNetwork
+    settings: Settings
+    box: WorkingBox
+    calibration: dict[str, Any]
+    outliers: dict[str, Any]
+
+
+def build_network(settings: Settings, size_px: int) -> PoseNetwork:
+    """Network of the given settings with fresh weights for a working box of `size_px`."""
+    width = settings.network
+    return PoseNetwork(size_px, width.channels, width.features, width.hidden)
+
+
+def save_model(directory: Path, model: Model, provenance: dict[str, Any]) -> None:
+    """Write calibration.json, config.json and last model.pt into `directory`, each whole or not at all.
+
+    provenance : input names and checksums, versions; plain data only.
+    """
+    content = {
+        "format_version": FORMAT_VERSION,
+        "cryoforum_version": __version__,
+        "settings": flatten(model.settings),
+        "box": {"side_A": model.box.side_A, "size_px": model.box.size_px},
+        "weights": model.network.state_dict(),
+        "outliers": model.outliers,
+    }
+    for name, data in (
+        ("calibration.json", model.calibration),
+        ("config.json", {"settings": flatten(model.settings), "box": content["box"], **provenance}),
+    ):
+        with atomic_file(directory / name, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(data, indent=2) + "\n")
+    with atomic_file(directory / "model.pt", overwrite=True) as temporary:
+        torch.save(content, temporary)
+
+
+def load_model(directory: Path, device: torch.device) -> Model:
+    """Read a model directory; weights in evaluation mode on `device`.
+
+    Raises ModelError when it is missing, unfinished, damaged, or written by a newer version.
+    """
+    path = directory / "model.pt"
+    if not directory.is_dir():
+        raise ModelError(f"no model directory {directory}; give the folder that `cryoforum train -o` wrote")
+    if not path.is_file():
+        unfinished = (directory / "checkpoint").is_dir()
+        hint = (
+            "its training was not finished: run train again with --resume"
+            if unfinished
+            else "not a model directory"
+        )
+        raise ModelError(f"{directory} holds no model.pt; {hint}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = int(content["format_version"])
+    except Exception as error:
+        raise ModelError(
+            f"{path} is damaged ({type(error).__name__}); copy it again or train again"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise ModelError(
+            f"{path} was written by cryoforum {content.get('cryoforum_version')}, newer than this one "
+            f"({__version__}); update cryoforum"
+        )
+    try:
+        settings = with_values(Settings(), content["settings"])
+        box = WorkingBox(float(content["box"]["side_A"]), int(content["box"]["size_px"]))
+        network = build_network(settings, box.size_px)
+        network.load_state_dict(content["weights"])
+        calibration = json.loads((directory / "calibration.json").read_text())
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SettingsError) as error:
+        raise ModelError(
+            f"{directory} is damaged ({type(error).__name__}: {error}); copy it again or train again"
+        ) from error
+    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return Model(network, settings, box, calibration, content["outliers"])

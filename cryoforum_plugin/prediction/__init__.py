@@ -1,0 +1,1 @@
+"""Prediction: streaming, test-time views, recentring."""

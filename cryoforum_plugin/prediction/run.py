@@ -1,0 +1,99 @@
+"""`predict`: a model and a table of particles in, a calibrated prediction of every row out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cryoforum_plugin.confidence.calibration import Calibration, calibrated
+from cryoforum_plugin.confidence.outliers import OutlierModel
+from cryoforum_plugin.errors import ImageStackError, ModelError, SettingsError
+from cryoforum_plugin.images.contrast import ContrastCheck
+from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
+from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.network.device import Precision
+from cryoforum_plugin.network.model import Model
+from cryoforum_plugin.particles import ParticleSet, Prediction
+from cryoforum_plugin.prediction.predict import Predictor
+from cryoforum_plugin.prediction.views import VIEW_COUNTS
+from cryoforum_plugin.progress import progress
+
+LOG = logging.getLogger("cryoforum")
+CONTRAST_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Choices of one prediction run; contrast None = as the model was trained."""
+
+    views: int = 4
+    batch_size: int = 256
+    contrast: str | None = None
+    quiet: bool = False
+
+
+def predict_particles(
+    model: Model, particles: ParticleSet, device: torch.device, precision: Precision, options: PredictOptions
+) -> Prediction:
+    """Predict every row of `particles`; unreadable images (NaN, constant) become NaN rows.
+
+    Raises ImageStackError for missing or damaged stacks, dark protein, or when no image is usable;
+    ParticleFileError for missing CTF parameters; ModelError when the images cannot hold the particle.
+    """
+    if options.views not in VIEW_COUNTS:
+        raise SettingsError(f"views must be one of {', '.join(map(str, VIEW_COUNTS))}; got {options.views}")
+    pipeline = _pipeline(model, particles, device, options)
+    contrast = _checked_contrast(pipeline, model, options)
+    rows = np.arange(len(particles))
+    predictor = Predictor(model, pipeline, precision, options.views)
+    with progress("predicting", len(rows), options.quiet) as advance:
+        raw = predictor.predict(rows, options.batch_size, advance)
+    bad = int(raw.unusable.sum())
+    if bad == len(rows):
+        raise ImageStackError(f"{particles.source}: every image is constant or holds NaN or infinite pixels")
+    if bad:
+        LOG.warning("warning: %d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
+                    bad, len(rows))  # fmt: skip
+    factors = model.calibration["views"][str(options.views)]
+    outliers = OutlierModel(**model.outliers)
+    if contrast:
+        LOG.warning("warning: %s", contrast)
+    return calibrated(raw, Calibration(factors["width"], factors["shift"]), outliers.score(raw.features))
+
+
+def _pipeline(
+    model: Model, particles: ParticleSet, device: torch.device, options: PredictOptions
+) -> ImagePipeline:
+    settings = model.settings.images
+    if settings.ctf == "none":
+        particles = replace(particles, ctf=None)
+    else:
+        particles.require_ctf()
+    reader = StackReader(particles.stacks)
+    box_px = reader.check(particles)
+    side_A = box_px * float(particles.pixel_size_A.min())
+    if side_A < 0.7 * model.box.side_A:
+        raise ModelError(
+            f"{particles.source}: images of {box_px} px at {particles.pixel_size_A.min():g} A/px show {side_A:.0f} A, "
+            f"but the model looks at {model.box.side_A:.0f} A; it was trained on another particle or box"
+        )
+    if side_A < 0.95 * model.box.side_A:
+        LOG.warning("warning: the images show %.0f A, the model looks at %.0f A; the rim is filled with zeros",
+                    side_A, model.box.side_A)  # fmt: skip
+    contrast = -1.0 if (options.contrast or settings.contrast) == "invert" else 1.0
+    mode: CtfMode = settings.ctf  # type: ignore[assignment]
+    return ImagePipeline(particles, reader, model.box, mode, contrast, device)
+
+
+def _checked_contrast(pipeline: ImagePipeline, model: Model, options: PredictOptions) -> str | None:
+    """Refuse dark protein before any work; return a warning where the first images cannot tell."""
+    if (options.contrast or model.settings.images.contrast) == "ignore":
+        return None
+    check = ContrastCheck()
+    count = min(len(pipeline.particles), CONTRAST_IMAGES)
+    for start in range(0, count, options.batch_size):
+        check.add(pipeline.working(np.arange(start, min(start + options.batch_size, count))))
+    return check.verdict(pipeline.particles.source)

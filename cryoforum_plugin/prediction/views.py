@@ -1,0 +1,62 @@
+"""Test-time views: one image seen in several in-plane transformations, combined as Bingham products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cryoforum_plugin.geometry import right_multiplication_matrix
+from cryoforum_plugin.images.augment import in_plane_operation, transform_images, transform_vectors
+from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.network import NetworkOutput
+from cryoforum_plugin.posterior import align_to_copy, mode
+
+VIEW_COUNTS = (1, 2, 4, 8)
+
+
+def view_operations(views: int) -> list[tuple[float, bool]]:
+    """In-plane angle (rad) and mirror flag of each of `views` views; the first is the image as it is.
+
+    Every second view is mirrored. The angles cover the circle, and within the network's own step of
+    22.5 degrees (through which it turns exactly) they cover the fractions evenly.
+    """
+    turns = max(1, views // 2)
+    angles = [k * (2 * math.pi / turns + 2 * math.pi / 16 / turns) for k in range(turns)]
+    return [(angle, mirrored) for angle in angles for mirrored in (False, True)][:views]
+
+
+def predict_views(
+    network: Callable[[Tensor], NetworkOutput], images: Tensor, views: int, group: Tensor
+) -> NetworkOutput:
+    """Predict working images `(b, n, n)` in several views and combine them in the frame of the first.
+
+    The A of a transformed image belongs to q * r, so M' A M, with M q = q * r, belongs to q. The mean of
+    these over the views is, up to the width that calibration sets, the product of their distributions.
+    With a point group (`group` (g, 4)) each view is first moved to the symmetry copy nearest to the
+    first view's mode.
+    """
+    outputs = []
+    for angle, mirrored in view_operations(views):
+        if angle == 0 and not mirrored:
+            outputs.append(network(finish(images)))
+            continue
+        turn = torch.full((len(images),), angle, device=images.device)
+        flip = torch.full((len(images),), mirrored, device=images.device)
+        output = network(finish(transform_images(images, turn, flip)))
+        m = right_multiplication_matrix(in_plane_operation(turn, flip))
+        bingham = m.mT @ output.bingham @ m
+        if len(group) > 1:
+            bingham = align_to_copy(bingham, mode(outputs[0].bingham), group)
+        outputs.append(output._replace(bingham=bingham, shift=_undo(output.shift, turn, flip)))
+    if views == 1:
+        return NetworkOutput(*outputs[0])
+    return NetworkOutput(*(torch.stack(part).mean(0) for part in zip(*outputs, strict=True)))
+
+
+def _undo(vectors: Tensor, turn: Tensor, flip: Tensor) -> Tensor:
+    """Bring in-plane vectors back: rotate by -turn, then mirror."""
+    straight = transform_vectors(vectors, -turn, torch.zeros_like(flip))
+    return transform_vectors(straight, torch.zeros_like(turn), flip)

@@ -1,0 +1,1 @@
+"""Training: preparation, batches, losses, the loop."""

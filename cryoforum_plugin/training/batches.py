@@ -1,0 +1,125 @@
+"""Training batches: the particles themselves, turned, and the reference in new poses under their noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import roma
+import torch
+from torch import Tensor
+
+from cryoforum_plugin.geometry import random_quaternions
+from cryoforum_plugin.images.augment import in_plane_operation, mirror, quarter_turns, transform_images
+from cryoforum_plugin.images.ctf import ctf_2d
+from cryoforum_plugin.images.fourier import shift_images, shift_transform
+from cryoforum_plugin.images.pipeline import CtfMode, remaining_transfer
+from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.particles import Ctf, FloatArray
+from cryoforum_plugin.settings import TrainingSettings
+from cryoforum_plugin.simulation.project import Projector
+
+
+class Batch(NamedTuple):
+    """Network input `(b, 1, n, n)`, poses `(b, 4)` XYZW, shifts `(b, 2)` x, y as fraction of the box."""
+
+    images: Tensor
+    rotation: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Working images of the training particles, recentred, CTF corrected; all on the training device.
+
+    images : `(n, s, s)` float16, or a memory map of the same. rotation : `(n, 4)` float32.
+    ctf, sampling_A : CTF parameters and exact pixel size `(n,)` of each working image; None = no CTF.
+    projector : slices of the reference at the working box; None = no simulated images.
+    """
+
+    images: Tensor
+    rotation: Tensor
+    ctf: Ctf | None
+    sampling_A: FloatArray
+    ctf_mode: CtfMode
+    projector: Projector | None
+
+    def transfer(self, rows: Tensor) -> Tensor | float:
+        """What multiplies the transform of the particle in the images of `rows`."""
+        if self.ctf is None:
+            return 1.0
+        index = rows.cpu().numpy()
+        ctf = ctf_2d(
+            self.ctf[index], self.images.shape[-1], self.sampling_A[index], device=self.rotation.device
+        )
+        return remaining_transfer(ctf, self.ctf_mode)
+
+    def load(self, rows: Tensor) -> Tensor:
+        """Working images `(b, s, s)` float32 of `rows`."""
+        return self.images[rows.to(self.images.device)].to(self.rotation.device).float()
+
+
+class BatchMaker:
+    """Draws augmented batches. Every random number comes from `generator` (CPU), so that runs repeat."""
+
+    def __init__(self, data: TrainingData, settings: TrainingSettings, generator: torch.Generator) -> None:
+        self.data, self.settings, self.generator = data, settings, generator
+        self.device = data.rotation.device
+
+    def make(self, rows: Tensor) -> Batch:
+        """Make a batch of `len(rows)` images; the first part shows those particles, the rest is simulated."""
+        projector = self.data.projector
+        simulated = round(len(rows) * self.settings.simulated) if projector is not None else 0
+        own = self._particles(rows[simulated:]) if simulated < len(rows) else None
+        if projector is None or simulated == 0:
+            assert own is not None
+            return own
+        made = self._simulated(rows[:simulated], projector)
+        if own is None:
+            return made
+        return Batch(*(torch.cat(pair) for pair in zip(own, made, strict=True)))
+
+    def _uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return (torch.rand(*shape, generator=self.generator) * (high - low) + low).to(self.device)
+
+    def _shift_px(self, count: int) -> Tensor:
+        reach = self.settings.max_shift * self.data.images.shape[-1]
+        return self._uniform(count, 2, low=-reach, high=reach)
+
+    def _particles(self, rows: Tensor) -> Batch:
+        """The particles of `rows`, mirrored, rotated, shifted and with a little noise added."""
+        b, size = len(rows), self.data.images.shape[-1]
+        angle, mirrored = self._uniform(b, high=2 * math.pi), self._uniform(b) < 0.5
+        images = transform_images(self.data.load(rows), angle, mirrored)
+        shift = self._shift_px(b)
+        images = shift_images(images, -shift)
+        excess = self._uniform(b, low=1, high=self.settings.noise_range).square() - 1
+        noise = torch.randn(b, size, size, generator=self.generator).to(self.device)
+        images = images + excess.sqrt()[:, None, None] * noise
+        rotation = roma.quat_product(
+            self.data.rotation[rows.to(self.device)], in_plane_operation(angle, mirrored)
+        )
+        return Batch(finish(images), rotation, shift / size)
+
+    def _simulated(self, rows: Tensor, projector: Projector) -> Batch:
+        """The reference in random poses, with the CTFs and the noise (image minus projection) of `rows`."""
+        b, size = len(rows), projector.box_px
+        transfer = self.data.transfer(rows)
+        rotation = random_quaternions(b, self.generator).to(self.device)
+        known = self.data.rotation[rows.to(self.device)]
+        slices = projector.slices(roma.unitquat_to_rotmat(torch.cat([rotation, known])))
+        signal, explained = (slices.unflatten(0, (2, b)) * transfer).unbind(0)
+        shift = self._shift_px(b)
+        signal, explained = torch.fft.fftshift(
+            torch.fft.irfft2(torch.stack([shift_transform(signal, -shift), explained]), s=(size, size)),
+            dim=(-2, -1),
+        )
+        noise = self.data.load(rows) - explained
+        turns = torch.randint(4, (b,), generator=self.generator).to(self.device)
+        noise = quarter_turns(
+            torch.where((self._uniform(b) < 0.5)[:, None, None], mirror(noise), noise), turns
+        )
+        spread = math.log(self.settings.noise_range)
+        strength = self._uniform(b, low=-spread, high=spread).exp()
+        return Batch(finish(signal + strength[:, None, None] * noise), rotation, shift / size)

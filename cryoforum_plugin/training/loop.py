@@ -1,0 +1,227 @@
+"""The training loop: one-cycle AdamW on the device, a checkpoint after every epoch."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.errors import ModelError
+from cryoforum_plugin.geometry import angular_distance, angular_distance_to_group
+from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.network import PoseNetwork
+from cryoforum_plugin.network.device import choose_device, choose_precision
+from cryoforum_plugin.posterior import mode, negative_log_likelihood
+from cryoforum_plugin.progress import Advance
+from cryoforum_plugin.settings import TrainingSettings
+from cryoforum_plugin.training.batches import BatchMaker
+from cryoforum_plugin.training.losses import pose_loss
+
+LOG = logging.getLogger("cryoforum")
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """A row of metrics.csv; likelihoods in nat, errors in degrees, seconds since the start."""
+
+    epoch: int
+    train_nll: float
+    validation_nll: float
+    validation_median_deg: float
+    validation_mean_deg: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """Working images `(m, n, n)` float16 and their poses `(m, 4)` float32 XYZW."""
+
+    images: Tensor
+    rotation: Tensor
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps besides weights and optimiser."""
+
+    epoch: int = 0
+    best_nll: float = float("inf")
+    best_weights: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def validate(network: nn.Module, data: ValidationData, group: Tensor) -> tuple[float, float, float]:
+    """Negative log-likelihood (nat), median and mean error (deg) over the validation images, one view."""
+    network.eval()
+    likelihood, errors = [], []
+    for images, rotation in zip(data.images.split(256), data.rotation.split(256), strict=True):
+        matrix = network(finish(images.to(rotation.device).float())).bingham
+        likelihood.append(negative_log_likelihood(matrix, rotation, group))
+        found = mode(matrix)
+        errors.append(
+            angular_distance(found, rotation.double())
+            if len(group) == 1
+            else angular_distance_to_group(found, rotation.double(), group.double())
+        )
+    network.train()
+    error = torch.rad2deg(torch.cat(errors))
+    return float(torch.cat(likelihood).mean()), float(error.median()), float(error.mean())
+
+
+class Trainer:
+    """Trains a network, one epoch at a time, and can be stopped and resumed between epochs."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: PoseNetwork,
+        batches: BatchMaker,
+        validation: ValidationData,
+        group: Tensor,
+        settings: TrainingSettings,
+        epochs: int,
+        checkpoint: Path,
+    ) -> None:
+        self.fabric, self.batches, self.validation, self.group = fabric, batches, validation, group
+        self.settings, self.epochs, self.checkpoint = settings, epochs, checkpoint
+        self.count = len(batches.data.rotation)
+        self.steps_per_epoch = max(1, epoch_images(self.count) // settings.batch_size)
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = fabric.device.type in ("cpu", "cuda")
+        optimiser = torch.optim.AdamW(
+            network.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=(0.9, 0.98),
+            fused=fused,
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser,
+            settings.learning_rate,
+            total_steps=epochs * self.steps_per_epoch,
+            pct_start=settings.warm_up,
+            cycle_momentum=False,
+        )
+        self.network, self.optimiser = fabric.setup(network, optimiser)
+        self.progress = Progress()
+
+    def run(self, advance: Advance) -> dict[str, Any]:
+        """Train the remaining epochs; return the weights with the best validation likelihood."""
+        start = time.monotonic() - (self.progress.metrics[-1]["seconds"] if self.progress.metrics else 0.0)
+        for epoch in range(self.progress.epoch + 1, self.epochs + 1):
+            train_nll = self._epoch(advance)
+            nll, median, mean = validate(self.network, self.validation, self.group)
+            rate = float(self.schedule.get_last_lr()[0])
+            row = EpochMetrics(epoch, train_nll, nll, median, mean, rate, time.monotonic() - start)
+            self.progress.metrics.append(asdict(row))
+            self.progress.epoch = epoch
+            if nll < self.progress.best_nll:
+                self.progress.best_nll = nll
+                self.progress.best_weights = {
+                    name: value.detach().cpu().clone()
+                    for name, value in self.network.module.state_dict().items()
+                }
+            self.save()
+            LOG.info("epoch %d/%d: train %.3f nat, validation %.3f nat, median %.2f deg, mean %.2f deg", epoch,
+                     self.epochs, train_nll, nll, median, mean)  # fmt: skip
+            advance(0, f"validation median {median:.2f}°")
+        return self.progress.best_weights
+
+    def _rows(self) -> Tensor:
+        """Training rows of one epoch: permutations of the particles, as many as it takes."""
+        needed = self.steps_per_epoch * self.settings.batch_size
+        rounds = -(-needed // self.count)
+        order = [torch.randperm(self.count, generator=self.batches.generator) for _ in range(rounds)]
+        return torch.cat(order)[:needed]
+
+    def _epoch(self, advance: Advance) -> float:
+        total = 0.0
+        for rows in self._rows().split(self.settings.batch_size):
+            batch = self.batches.make(rows)
+            output = self.network(batch.images)
+            loss, orientation = pose_loss(
+                output, batch.rotation, batch.shift, self.group, self.settings.shift_weight
+            )
+            if not torch.isfinite(loss):
+                raise ModelError("training diverged (the loss is not finite); lower training.learning_rate")
+            self.optimiser.zero_grad()
+            self.fabric.backward(loss)
+            self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.settings.gradient_clip)
+            self.optimiser.step()
+            self.schedule.step()
+            total += float(orientation.detach())
+            advance(1, "")
+        return total / self.steps_per_epoch
+
+    def save(self) -> None:
+        """Write checkpoint/last.pt and metrics.csv, each whole or not at all."""
+        state = {
+            "network": self.network.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.batches.generator.get_state(),
+            "progress": asdict(self.progress),
+        }
+        with atomic_file(self.checkpoint / "last.pt", overwrite=True) as temporary:
+            torch.save(state, temporary)
+        with (
+            atomic_file(self.checkpoint.parent / "metrics.csv", overwrite=True) as temporary,
+            open(temporary, "w", newline="") as handle,
+        ):
+            writer = csv.DictWriter(handle, fieldnames=list(self.progress.metrics[0]))
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in self.progress.metrics)
+
+    def resume(self) -> bool:
+        """Load checkpoint/last.pt if there is one; return whether there was."""
+        path = self.checkpoint / "last.pt"
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.network.module.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.batches.generator.set_state(state["generator"])
+            self.progress = Progress(**state["progress"])
+        except Exception as error:
+            raise ModelError(
+                f"{path} cannot be resumed from ({error}); train again with --overwrite"
+            ) from error
+        return True
+
+
+def epoch_images(particles: int) -> int:
+    """Images shown in one epoch: each particle once, but at least 2,048 (few particles: several times)."""
+    return max(particles, 2048)
+
+
+def default_epochs(particles: int, samples: int) -> int:
+    """Epochs that show about `samples` images, between 8 and 200."""
+    return min(200, max(8, round(samples / epoch_images(particles))))
+
+
+def make_fabric(device: str, devices: int, num_nodes: int, precision: str) -> Fabric:
+    """Fabric for "auto", "cpu", "cuda" or "cuda:N"; precision "auto" takes bf16 where the hardware has it.
+
+    Raises SettingsError where the device does not exist.
+    """
+    chosen = choose_device(device)
+    kind = choose_precision(precision, chosen)
+    index: Any = (
+        [chosen.index] if chosen.type == "cuda" and chosen.index is not None and devices == 1 else devices
+    )
+    fabric = Fabric(accelerator=chosen.type, devices=index, num_nodes=num_nodes, precision=kind)  # type: ignore[arg-type]
+    if devices * num_nodes > 1:
+        fabric.launch()
+    return fabric
