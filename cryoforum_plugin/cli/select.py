@@ -38,11 +38,8 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1, min_open=True),
     help="Keep what lies below this quantile of --statistic [default: 0.75].",
 )
-@click.option(
-    "--model",
-    type=INPUT_FILE,
-    help="Take the quantile over this model's training particles instead of the given ones.",
-)
+@click.option("--model", type=INPUT_FILE, help="Take the quantile over this model's validation particles.")
+@click.option("--views", type=click.IntRange(1), help="With --model: the views used [default: predict's].")
 @click.option("--auto", is_flag=True, help="Choose the confidence that makes the reconstruction clearest.")
 @data_root_option
 @json_option
@@ -56,6 +53,10 @@ def command(predicted: Path, output: Path, rejected: Path | None, **options: Any
     """
     if options["quantile"] is not None and options["statistic"] is None:
         raise click.UsageError("--quantile needs --statistic lambda_max or --statistic trace")
+    if options["model"] is not None and options["statistic"] is None:
+        raise click.UsageError("--model needs --statistic lambda_max or --statistic trace")
+    if options["views"] is not None and options["model"] is None:
+        raise click.UsageError("--views needs --model")
     if rejected is not None and rejected.resolve() == output.resolve():
         raise click.UsageError("--output and --rejected are the same file")
     criteria = _criteria(options)
@@ -73,9 +74,11 @@ def _criteria(options: dict[str, Any]) -> Criteria:
     quantile = Criteria.quantile if options["quantile"] is None else options["quantile"]
     threshold = None
     if options["model"] is not None and options["statistic"] is not None:
-        from cryoforum_plugin.confidence.training_quantiles import read_training_quantile
+        from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
+        from cryoforum_plugin.prediction.run import PredictOptions
 
-        threshold = read_training_quantile(options["model"], options["statistic"], quantile)
+        views = PredictOptions.views if options["views"] is None else options["views"]
+        threshold = read_model_quantile(options["model"], options["statistic"], quantile, views)
     return Criteria(
         min_confidence=options["min_confidence"],
         max_error_deg=options["max_error"],

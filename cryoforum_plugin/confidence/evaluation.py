@@ -27,7 +27,7 @@ def evaluate(
 ) -> tuple[Figures, dict[str, str]]:
     """Compare `predicted` with `reference`, whose rows are found by identity, not by position.
 
-    Angular errors are modulo `symmetry`. The figures are those of docs/commands.md; one that is undefined
+    Angular errors are modulo `symmetry`. The figures are those of docs/files.md; one that is undefined
     is None, and the second dictionary says why.
 
     Raises ParticleFileError when rows cannot be matched or one side has no orientations, SettingsError

@@ -22,7 +22,7 @@ class Criteria:
     """What a kept particle must fulfil; None means no such demand, several are combined with AND.
 
     statistic : "lambda_max" or "trace"; kept below the `quantile` of the set being filtered, or below
-        `statistic_threshold` when that is known (the same quantile of the training particles).
+        `statistic_threshold` when that is known (the same quantile of a model's validation particles).
     """
 
     min_confidence: float | None = None
@@ -111,7 +111,7 @@ def _statistic_mask(particles: ParticleSet, prediction: Prediction, criteria: Cr
         raise SettingsError(f"unknown statistic {name!r}; use {' or '.join(STATISTICS)}")
     label = {"lambda_max": "cryoforumLambdaMax", "trace": "cryoforumTrace"}[name]
     values = _column(particles, prediction, name, label)
-    threshold, of = criteria.statistic_threshold, "of the training particles"
+    threshold, of = criteria.statistic_threshold, "of the model's validation particles"
     if threshold is None:
         threshold, of = float(np.quantile(values, criteria.quantile)), "of this set"
     return values <= threshold, f"{name} below {threshold:.6g}, the {criteria.quantile:g} quantile {of}"

@@ -62,14 +62,14 @@ def test_criteria(predicted: Path, project: Path, criteria: list[object], kept: 
 
 def test_the_quantile_can_come_from_the_model(predicted: Path, project: Path) -> None:
     (project / "model").mkdir()
-    percentiles = {"training_percentiles": {"trace": list(np.linspace(-1500, -1490, 101))}}
+    percentiles = {"percentiles": {"8": {"trace": list(np.linspace(-1500, -1490, 101))}}}
     (project / "model" / "calibration.json").write_text(json.dumps(percentiles))
-    result = select(
-        predicted, "-o", "kept.star", "--statistic", "trace", "--quantile", 0.5, "--model", "model"
-    )
+    arguments = (predicted, "-o", "kept.star", "--statistic", "trace", "--quantile", 0.5, "--model", "model")
+    result = select(*arguments, "--views", 8)
     assert result.exit_code == 0, result.stderr
     assert len(rows_of(project / "kept.star")) == 6
-    assert "of the training particles" in result.stdout
+    assert "of the model's validation particles" in result.stdout
+    assert "no percentiles of trace for 2 views" in select(*arguments, "--views", 2, "--overwrite").stderr
 
 
 def test_nothing_rejected_writes_no_list(predicted: Path, project: Path) -> None:

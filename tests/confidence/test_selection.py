@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
 from cryoforum_plugin.confidence.selection import (
     Criteria,
     automatic,
@@ -15,7 +16,6 @@ from cryoforum_plugin.confidence.selection import (
     count_half_sets,
     select_particles,
 )
-from cryoforum_plugin.confidence.training_quantiles import read_training_quantile
 from cryoforum_plugin.errors import ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.particles import Prediction
 
@@ -155,11 +155,15 @@ def test_no_criterion_is_told() -> None:
     assert Criteria(auto=True).any()
 
 
-def test_quantiles_of_the_training_particles(tmp_path: Path) -> None:
-    percentiles = {"trace": list(np.linspace(-100, 0, 101))}
-    (tmp_path / "calibration.json").write_text(json.dumps({"training_percentiles": percentiles}))
-    assert read_training_quantile(tmp_path, "trace", 0.75) == pytest.approx(-25)
-    assert read_training_quantile(tmp_path, "trace", 0.005) == pytest.approx(-99.5)
-    for folder, statistic in ((tmp_path, "lambda_max"), (tmp_path / "absent", "trace")):
-        with pytest.raises(ModelError, match="no training percentiles"):
-            read_training_quantile(folder, statistic, 0.5)
+def test_quantiles_of_a_model(tmp_path: Path) -> None:
+    percentiles = {"4": {"trace": list(np.linspace(-100, 0, 101))}}
+    (tmp_path / "calibration.json").write_text(json.dumps({"percentiles": percentiles}))
+    assert read_model_quantile(tmp_path, "trace", 0.75, 4) == pytest.approx(-25)
+    assert read_model_quantile(tmp_path, "trace", 0.005, 4) == pytest.approx(-99.5)
+    for folder, statistic, views in (
+        (tmp_path, "lambda_max", 4),
+        (tmp_path, "trace", 8),
+        (tmp_path / "no", "trace", 4),
+    ):
+        with pytest.raises(ModelError, match="no percentiles of"):
+            read_model_quantile(folder, statistic, 0.5, views)
