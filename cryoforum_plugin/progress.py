@@ -15,12 +15,16 @@ SECONDS_BETWEEN_LINES = 10.0
 def progress(title: str, total: int, quiet: bool = False) -> Iterator[Advance]:
     """Yield `advance(steps, note)`; `total` steps in all. Silent when `quiet`."""
     if quiet:
-        yield lambda steps, note="": None
+        yield _silent
     elif sys.stderr.isatty():
         with _bar(title, total) as advance:
             yield advance
     else:
         yield _lines(title, total)
+
+
+def _silent(steps: int, note: str) -> None:
+    """Show nothing."""
 
 
 @contextmanager

@@ -106,8 +106,11 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
         names = [f.name for f in dataclasses.fields(target)] if dataclasses.is_dataclass(target) else []
         if name not in names or dataclasses.is_dataclass(getattr(target, name)):
             raise SettingsError(f"unknown setting {key!r}; known: {', '.join(flatten(settings))}")
-        changed = replace(target, **{name: _convert(value, get_type_hints(type(target))[name], key)})  # type: ignore[type-var]
-        settings = replace(settings, **{section: changed}) if section else changed  # type: ignore[assignment]
+        changed: Any = replace(target, **{name: _convert(value, get_type_hints(type(target))[name], key)})  # type: ignore[type-var]
+        if section:
+            sections: dict[str, Any] = {section: changed}
+            changed = replace(settings, **sections)
+        settings = changed
     check(settings)
     return settings
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rich_click as click
+from click.exceptions import Abort, ClickException, Exit
 
 from cryoforum_plugin.errors import CryoForumError
 
@@ -80,9 +81,7 @@ def user_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("cryoforum: interrupted", err=True)
         sys.exit(130)
-    except click.exceptions.ClickException:
-        raise
-    except (click.exceptions.Exit, click.exceptions.Abort):
+    except (ClickException, Exit, Abort):
         raise
     except CryoForumError as error:
         if debug:

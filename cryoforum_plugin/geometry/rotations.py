@@ -41,7 +41,8 @@ def quaternion_to_relion_euler(quaternion: FloatArray) -> FloatArray:
         np.arctan2(a[..., 1, 2], -a[..., 0, 2]),
         np.arctan2(-up * a[..., 1, 0], up * a[..., 0, 0]),
     )
-    return np.degrees(np.stack([rot, tilt, psi], axis=-1))
+    result: FloatArray = np.degrees(np.stack([rot, tilt, psi], axis=-1))
+    return result
 
 
 def rotation_vector_to_quaternion(rotation_vector: FloatArray) -> FloatArray:
@@ -66,7 +67,9 @@ def angular_distance(p: Tensor, q: Tensor) -> Tensor:
 
 def angular_distance_to_group(p: Tensor, q: Tensor, group: Tensor) -> Tensor:
     """Smallest angle in rad between p and S * q over the operators S of `group` `(g, 4)`."""
-    copies = roma.quat_product(group.expand(*q.shape[:-1], *group.shape), q.unsqueeze(-2).expand(*q.shape[:-1], *group.shape))  # (..., g, 4)
+    copies = roma.quat_product(
+        group.expand(*q.shape[:-1], *group.shape), q.unsqueeze(-2).expand(*q.shape[:-1], *group.shape)
+    )  # (..., g, 4)
     return angular_distance(p.unsqueeze(-2), copies).amin(-1)
 
 
@@ -74,7 +77,7 @@ def right_multiplication_matrix(r: Tensor) -> Tensor:
     """Matrix M `(..., 4, 4)` with M @ q = q * r, for quaternions r `(..., 4)` XYZW."""
     x, y, z, w = r.unbind(-1)
     rows = [w, z, -y, x, -z, w, x, y, y, -x, w, z, -x, -y, -z, w]
-    return torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
+    return torch.stack(rows, dim=-1).reshape(*r.shape[:-1], 4, 4)
 
 
 def in_plane_quaternion(angle_rad: Tensor) -> Tensor:
@@ -86,7 +89,8 @@ def in_plane_quaternion(angle_rad: Tensor) -> Tensor:
 def random_quaternions(n: int, generator: torch.Generator) -> Tensor:
     """Draw `(n, 4)` rotations uniformly over SO(3), float32, on the CPU."""
     q = torch.randn(n, 4, generator=generator)
-    return q / q.norm(dim=-1, keepdim=True)
+    result: Tensor = q / q.norm(dim=-1, keepdim=True)
+    return result
 
 
 def super_fibonacci_quaternions(n: int) -> Tensor:

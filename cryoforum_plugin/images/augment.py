@@ -41,7 +41,8 @@ def _shear(images: Tensor, slope: Tensor, dim: int) -> Tensor:
     if dim == -2:
         turns = turns.transpose(-1, -2)
     spectrum = torch.fft.rfft(images, dim=dim) * torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
-    return torch.fft.irfft(spectrum, n=n, dim=dim)
+    result: Tensor = torch.fft.irfft(spectrum, n=n, dim=dim)
+    return result
 
 
 def rotate(images: Tensor, angle_rad: Tensor) -> Tensor:
@@ -67,7 +68,8 @@ def in_plane_operation(angle_rad: Tensor, mirrored: Tensor) -> Tensor:
     half_turn_y = angle_rad.new_tensor([0.0, 1.0, 0.0, 0.0]).expand(*angle_rad.shape, 4)
     identity = angle_rad.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*angle_rad.shape, 4)
     first = torch.where(mirrored[..., None], half_turn_y, identity)
-    return roma.quat_product(first, in_plane_quaternion(-angle_rad))
+    result: Tensor = roma.quat_product(first, in_plane_quaternion(-angle_rad))
+    return result
 
 
 def transform_vectors(vectors: Tensor, angle_rad: Tensor, mirrored: Tensor) -> Tensor:

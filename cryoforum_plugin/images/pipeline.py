@@ -41,17 +41,15 @@ class ImagePipeline:
     particles: ParticleSet
     reader: StackReader
     box: WorkingBox
-    ctf_mode: CtfMode = "flip"
-    contrast: float = 1.0
-    device: torch.device = torch.device("cpu")
+    ctf_mode: CtfMode
+    contrast: float
+    device: torch.device
 
     def ctf(self, rows: IntArray) -> Tensor | None:
         """CTF `(b, n, n // 2 + 1)` of `rows` at the working box, or None where the table has none."""
         if self.particles.ctf is None:
             return None
-        return ctf_2d(
-            self.particles.ctf[rows], self.box.size_px, self.sampling_A(rows), device=self.device
-        )
+        return ctf_2d(self.particles.ctf[rows], self.box.size_px, self.sampling_A(rows), device=self.device)
 
     def sampling_A(self, rows: IntArray) -> FloatArray:
         """Exact pixel size `(b,)` of the working images of `rows` (the window is a whole number of pixels)."""
@@ -85,7 +83,8 @@ class ImagePipeline:
             part = None if shift is None else shift[of_size]
             ft[of_size] = to_working_ft(images[of_size], float(value), self.box, part)
         ft = correct_ctf(ft, self.ctf(rows), self.ctf_mode)
-        return torch.fft.irfft2(ft, s=(n, n))
+        result: Tensor = torch.fft.irfft2(ft, s=(n, n))
+        return result
 
 
 def unusable(images: Tensor) -> Tensor:

@@ -59,8 +59,11 @@ class Prediction:
     outlier_score: FloatArray | None = None
 
     def __getitem__(self, rows: Any) -> Prediction:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Prediction(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {
+            name: None if value is None else value[rows] for name, value in values.items()
+        }
+        return Prediction(**chosen)
 
     def __len__(self) -> int:
         return len(self.confidence)

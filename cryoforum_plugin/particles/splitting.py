@@ -16,7 +16,8 @@ def _view_bin(particles: ParticleSet) -> IntArray:
     direction *= np.where(direction[:, 2:] < 0, -1.0, 1.0)
     height = np.minimum((direction[:, 2] * 6).astype(np.int64), 5)
     sector = ((np.arctan2(direction[:, 1], direction[:, 0]) / (2 * np.pi) + 0.5) * 8).astype(np.int64) % 8
-    return height * 8 + sector
+    result: IntArray = height * 8 + sector
+    return result
 
 
 def split_rows(particles: ParticleSet, fraction: float, seed: int) -> tuple[IntArray, IntArray]:

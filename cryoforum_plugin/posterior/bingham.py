@@ -41,7 +41,8 @@ def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
 def gaps(matrix: Tensor) -> Tensor:
     """Eigenvalue gaps `(..., 3)` in float64, ascending, of symmetric matrices `(..., 4, 4)`."""
     eigenvalues = torch.linalg.eigvalsh(matrix.double())
-    return eigenvalues[..., 1:] - eigenvalues[..., :1]
+    result: Tensor = eigenvalues[..., 1:] - eigenvalues[..., :1]
+    return result
 
 
 def log_normaliser(gaps: Tensor) -> Tensor:
@@ -68,16 +69,19 @@ def negative_log_likelihood(matrix: Tensor, quaternion: Tensor, group: Tensor | 
     eigenvalues = torch.linalg.eigvalsh(a)
     log_z = log_normaliser(eigenvalues[..., 1:] - eigenvalues[..., :1]) - eigenvalues[..., 0]
     if group is None or len(group) == 1:
-        return log_z + torch.einsum("...i,...ij,...j->...", q, a, q)
+        single: Tensor = log_z + torch.einsum("...i,...ij,...j->...", q, a, q)
+        return single
     shape = (*q.shape[:-1], len(group), 4)
     copies = roma.quat_product(group.to(q).expand(shape), q.unsqueeze(-2).expand(shape))  # (..., g, 4)
     energy = torch.einsum("...gi,...ij,...gj->...g", copies, a, copies)
-    return log_z + np.log(len(group)) - torch.logsumexp(-energy, dim=-1)
+    result: Tensor = log_z + np.log(len(group)) - torch.logsumexp(-energy, dim=-1)
+    return result
 
 
 def mode(matrix: Tensor) -> Tensor:
     """Most likely rotation `(..., 4)` XYZW, float64, of matrices `(..., 4, 4)`; gradient damped at ties."""
-    return roma.symmatrixvec_to_unitquat(upper_from_matrix(matrix.double()))
+    result: Tensor = roma.symmatrixvec_to_unitquat(upper_from_matrix(matrix.double()))
+    return result
 
 
 def align_to_copy(matrix: Tensor, reference: Tensor, group: Tensor) -> Tensor:
@@ -98,4 +102,4 @@ def left_multiplication_matrix(r: Tensor) -> Tensor:
     """Matrix L `(..., 4, 4)` with L @ q = r * q, for quaternions r `(..., 4)` XYZW."""
     x, y, z, w = r.unbind(-1)
     rows = [w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w]
-    return torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
+    return torch.stack(rows, dim=-1).reshape(*r.shape[:-1], 4, 4)

@@ -34,7 +34,8 @@ def _axis_average(strength: Tensor, g: Tensor) -> Tensor:
     s = strength.unsqueeze(-1)  # (n, a, 1)
     waist = s * (1 - height**2)
     exponent = waist * g1 + s * height**2 * g3  # i0e already carries exp(-waist (g2 - g1) / 2)
-    return (torch.special.i0e(waist * (g2 - g1) / 2) * torch.exp(-exponent) * weight).sum(-1)
+    result: Tensor = (torch.special.i0e(waist * (g2 - g1) / 2) * torch.exp(-exponent) * weight).sum(-1)
+    return result
 
 
 def _angle_table(bingham: Tensor) -> tuple[Tensor, Tensor]:

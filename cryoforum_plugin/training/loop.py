@@ -18,7 +18,7 @@ from cryoforum_plugin.errors import ModelError
 from cryoforum_plugin.geometry import angular_distance, angular_distance_to_group
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import PoseNetwork
-from cryoforum_plugin.network.device import choose_device, choose_precision
+from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.posterior import mode, negative_log_likelihood
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import TrainingSettings
@@ -211,17 +211,14 @@ def default_epochs(particles: int, samples: int) -> int:
     return min(200, max(8, round(samples / epoch_images(particles))))
 
 
-def make_fabric(device: str, devices: int, num_nodes: int, precision: str) -> Fabric:
-    """Fabric for "auto", "cpu", "cuda" or "cuda:N"; precision "auto" takes bf16 where the hardware has it.
+def make_fabric(device: str, devices: int, num_nodes: int, precision: Precision) -> Fabric:
+    """Fabric for "auto", "cpu", "cuda" or "cuda:N" (one device), or several devices and machines.
 
     Raises SettingsError where the device does not exist.
     """
     chosen = choose_device(device)
-    kind = choose_precision(precision, chosen)
-    index: Any = (
-        [chosen.index] if chosen.type == "cuda" and chosen.index is not None and devices == 1 else devices
-    )
-    fabric = Fabric(accelerator=chosen.type, devices=index, num_nodes=num_nodes, precision=kind)  # type: ignore[arg-type]
+    index: Any = [chosen.index] if device.startswith("cuda:") else devices
+    fabric = Fabric(accelerator=chosen.type, devices=index, num_nodes=num_nodes, precision=precision)
     if devices * num_nodes > 1:
         fabric.launch()
     return fabric
