@@ -50,7 +50,9 @@ def _row(option: click.Option, context: click.Context) -> str:
         names += " / " + ", ".join(f"`{name}`" for name in option.secondary_opts)
     if not option.is_flag:
         names += f" `{option.make_metavar(context).replace(' RANGE', '')}`"
-    return f"| {_cell(names)} | {_cell(option.help or '')} | {_cell(_default(option, context))} |"
+    meaning, _, stated = (option.help or "").removesuffix("]").partition("[default: ")
+    default = stated or _default(option, context)
+    return f"| {_cell(names)} | {_cell(meaning)} | {_cell(default)} |"
 
 
 def _default(option: click.Option, context: click.Context) -> str:
