@@ -50,8 +50,8 @@ def _row(option: click.Option, context: click.Context) -> str:
         names += " / " + ", ".join(f"`{name}`" for name in option.secondary_opts)
     if not option.is_flag:
         names += f" `{option.make_metavar(context).replace(' RANGE', '')}`"
-    meaning, _, stated = (option.help or "").removesuffix("]").partition("[default: ")
-    default = stated or _default(option, context)
+    meaning, _, stated = (option.help or "").partition("[default: ")
+    default = stated.rstrip("].") or _default(option, context)
     return f"| {_cell(names)} | {_cell(meaning)} | {_cell(default)} |"
 
 
