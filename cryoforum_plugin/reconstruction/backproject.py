@@ -34,6 +34,8 @@ class BackProjector:
         used = (kx.square() + ky.square() < (box_px / 2) ** 2) & ((kx > 0) | (ky >= 0))
         self.used = used.nonzero()[:, 0]
         self.points = torch.stack([kx, ky], -1)[self.used] * padding  # (K, 2) xy
+        self.share = torch.ones(len(self.used), device=device)
+        self.share[0] = 0.5  # frequency 0 is its own Friedel mate
 
     @torch.no_grad()
     def insert(
@@ -58,7 +60,9 @@ class BackProjector:
         step = max(1, POINTS_PER_PASS // len(self.used))
         for start in range(0, len(data), step):
             rows = slice(start, start + step)
-            factor = 1.0 if weights is None else weights[rows].to(self.device, torch.float32)[:, None]
+            factor = self.share
+            if weights is not None:
+                factor = factor * weights[rows].to(self.device, torch.float32)[:, None]
             with torch.autocast(self.device.type, enabled=False):
                 values = data[rows].flatten(1)[:, self.used].to(torch.complex64) * factor
                 added = weight[rows].flatten(1)[:, self.used].float() * factor

@@ -113,7 +113,7 @@ def _views(settings: SimulationSettings, views: FloatArray | None, rng: np.rando
     else:
         chosen = Rotation.from_quat(views[rng.integers(len(views), size=n)])
         jitter = Rotation.from_rotvec(np.radians(VIEW_JITTER_DEG) * rng.standard_normal((n, 3)))
-        rotation = jitter * chosen * Rotation.from_euler("z", rng.uniform(0, 2 * np.pi, n))
+        rotation = jitter * chosen * Rotation.from_euler("z", rng.uniform(0, 2 * np.pi, (n, 1)))
     group = symmetry_group(settings.symmetry)
     return np.asarray((Rotation.from_quat(group[rng.integers(len(group), size=n)]) * rotation).as_quat())
 
