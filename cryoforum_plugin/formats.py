@@ -69,7 +69,7 @@ def write_particles(
     converted = particles.host is not None and particles.source.suffix.lower() != path.suffix.lower()
     if converted:
         _check_conversion(particles, path)
-        prediction = prediction or particles.prediction
+        prediction = particles.prediction if prediction is None else prediction
     adapter.write_particles(particles, path, prediction, overwrite, data_root)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,12 +76,34 @@ def write_records(path: Path, records: Records, compressed: bool) -> None:
 
 def _read_csdat(path: Path) -> Records:
     dataset = _dataset_module(path)
+    _check_csdat(path)
     try:
         records = dataset.Dataset.load(str(path)).to_records(fixed=True)
     except Exception as error:  # the client raises many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParticleFileError(f"{path}: damaged .cs file ({reason}); copy or export it again") from error
     return np.array(records, dtype=np.dtype(records.dtype.descr))
+
+
+def _check_csdat(path: Path) -> None:
+    """Raise ValueError if a compressed file is cut short: cryosparc-tools 5.0 would crash on it.
+
+    Layout: magic, header length and JSON header, per column its length and bytes, texts ending in NUL.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(len(_CSDAT_MAGIC))
+        length = int.from_bytes(file.read(4), "little")
+        if not 0 < length < size:
+            raise ValueError("cut short")
+        header = json.loads(file.read(length))
+        for _ in header["dtype"] if header["length"] else []:
+            file.seek(int.from_bytes(file.read(4), "little"), os.SEEK_CUR)
+        if file.tell() >= size:
+            raise ValueError("cut short")
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\0":
+            raise ValueError("cut short")
 
 
 def _dataset_module(path: Path) -> Any:

@@ -48,7 +48,7 @@ def read_posterior(
     if not side.is_file():
         return {}, None
     try:
-        with np.load(side, allow_pickle=False) as file:
+        with open(side, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         slots = dict(zip(arrays["slot_names"].tolist(), arrays["slot_numbers"].tolist(), strict=True))
         order = np.argsort(arrays["uid"], kind="stable")

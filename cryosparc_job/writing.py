@@ -49,13 +49,17 @@ def write_particles(
         slots = _slots(host.records, values.prediction, slots)
         fields |= _slot_fields(values.prediction, slots)
     records = with_fields(host.records, fields) if fields else host.records
-    side_prediction = values.prediction or (particles.prediction if slots else None)
+    side_prediction = values.prediction
+    if side_prediction is None and slots:
+        side_prediction = particles.prediction
     with ExitStack() as outputs:
         if side_prediction is not None:
             side = outputs.enter_context(atomic_file(posterior_path(path), overwrite))
             with open(side, "wb") as file:
                 np.savez(file, **pack_posterior(particles.uid, side_prediction, slots))  # type: ignore[arg-type]
         write_records(outputs.enter_context(atomic_file(path, overwrite)), records, host.compressed)
+    if side_prediction is None:
+        posterior_path(path).unlink(missing_ok=True)  # of the file just replaced
 
 
 def _slots(records: Records, prediction: Prediction, known: dict[str, int]) -> dict[str, int]:

@@ -91,10 +91,10 @@ def _advice(document: StarDocument) -> str:
     return "give the particle file of an Extract, Select or Refine3D job"
 
 
-def refuse_volumes(host: StarHost, dimensionality: float | None, slashless: bool) -> None:
-    """Raise ParticleFileError for subtomograms; `slashless`: image names without `index@`."""
+def refuse_volumes(host: StarHost, dimensionality: float | None, unnumbered: bool) -> None:
+    """Raise ParticleFileError for subtomograms; `unnumbered`: no image name has `index@`."""
     hint = [label for label in _VOLUME_LABELS if label in host.particles]
-    if dimensionality == 3 or (slashless and hint):
+    if dimensionality == 3 or (unnumbered and hint):
         why = "rlnImageDimensionality is 3" if dimensionality == 3 else f"images without @, column _{hint[0]}"
         raise ParticleFileError(
             f"{host.document.source}: subtomograms ({why}); cryoforum works on 2D particle images only"

@@ -28,14 +28,8 @@ class Optics:
     def get(self, label: str) -> FloatArray | None:
         """Return a number per particle `(n,)`, or None where neither table has the label."""
         if self.table is not None and label in self.table:
-            return self.table[self._used()].numbers(label)[label][self._position()]
+            return self.table.numbers(label)[label][self.row]
         return self.values.get(label)
-
-    def _used(self) -> IntArray:
-        return np.unique(self.row)
-
-    def _position(self) -> IntArray:
-        return np.searchsorted(self._used(), self.row)
 
 
 def read_optics(host: StarHost, values: dict[str, FloatArray]) -> Optics:

@@ -21,6 +21,7 @@ from cryoforum_plugin.particles import FloatArray
 
 _TOKEN = re.compile(r""" "[^"]*"(?!\S) | '[^']*'(?!\S) | \#.* | \S+ """, re.VERBOSE)
 _BLANK = re.compile(r"(\s+)")
+_CHUNK = 50_000  # rows whose tokens are held at a time
 
 
 def split_row(line: str) -> list[str]:
@@ -76,15 +77,15 @@ class Table:
         remarks = {new: table.remarks[old] for new, old in enumerate(kept) if old in table.remarks}
         return replace(table, rows=tuple(table.rows[i] for i in kept), remarks=remarks)
 
-    def tokens(self, *labels: str) -> list[list[str]]:
+    def tokens(self, *labels: str, rows: slice = slice(None)) -> list[list[str]]:
         """Return the raw tokens of the named columns, one list a column, in one pass over the rows."""
         wanted = [self.labels.index(label) for label in labels]
-        if not self.rows or not wanted:
+        lines = self.rows[rows]
+        if not lines or not wanted:
             return [[] for _ in wanted]
         pick = itemgetter(*wanted, wanted[0])  # always a tuple
-        return [list(column) for column in zip(*(pick(split_row(row)) for row in self.rows), strict=True)][
-            :-1
-        ]
+        picked = (pick(split_row(line)) for line in lines)
+        return [list(column) for column in zip(*picked, strict=True)][:-1]
 
     def strings(self, label: str) -> list[str]:
         """Return the unquoted text of a column."""
@@ -92,10 +93,14 @@ class Table:
 
     def numbers(self, *labels: str) -> dict[str, FloatArray]:
         """Return columns as finite float64 `(n,)`; ParticleFileError names row and column otherwise."""
-        columns = self.tokens(*labels)
-        return {label: self._parse(label, column) for label, column in zip(labels, columns, strict=True)}
+        values = {label: np.empty(len(self)) for label in labels}
+        for start in range(0, len(self), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            for label, column in zip(labels, self.tokens(*labels, rows=rows), strict=True):
+                values[label][rows] = self._parse(label, column, start)
+        return values
 
-    def _parse(self, label: str, column: list[str]) -> FloatArray:
+    def _parse(self, label: str, column: list[str], start: int) -> FloatArray:
         try:
             values = np.array([float(token) for token in column], dtype=np.float64)
         except ValueError:
@@ -105,7 +110,7 @@ class Table:
             row = int(bad[0])
             more = f" (and {bad.size - 1} more rows)" if bad.size > 1 else ""
             raise ParticleFileError(
-                f"{self.source}: {self.where(row)}, column _{label}: {column[row]!r} is not a number{more}; "
+                f"{self.source}: {self.where(start + row)}, column _{label}: {column[row]!r} is not a number{more}; "
                 "correct the value or remove the row"
             )
         return values

@@ -32,7 +32,7 @@ def parse_star(text: str, source: Path) -> StarDocument:
     for line in text.split("\n"):
         parser.take(line)
     parser.close()
-    if not parser.tables:
+    if not any(table.labels for table in parser.tables):
         raise ParticleFileError(
             f"{source}: not a STAR file with a table (no data_ block with columns); check the file"
         )
@@ -71,7 +71,7 @@ class _Parser:
             self.stage, self.head = "block", [line]
         elif self.name is None:
             raise self.fail(f"not a STAR file: {word[:40]!r} before any data_ block", "check the file")
-        elif word.split()[0] == "loop_" and self.stage != "labels":
+        elif word.startswith("loop_") and self._opens_loop(word):
             self._open_loop(line)
         elif word[0] == "_" and self.stage in ("block", "labels", "pairs", "after"):
             self._take_label(line)
@@ -81,6 +81,9 @@ class _Parser:
     def _starts_block(self, word: str) -> bool:
         """Tell a block's name from a row whose first value begins with data_."""
         return self.stage not in ("labels", "rows") or len(self.labels) < 2 or len(split_row(word)) == 1
+
+    def _opens_loop(self, word: str) -> bool:
+        return self.stage != "labels" and split_row(word) == ["loop_"]
 
     def _take_blank(self, line: str, comment: bool) -> None:
         if self.stage == "outside":

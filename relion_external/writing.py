@@ -163,6 +163,8 @@ def new_document(particles: ParticleSet, root: Path | None = None, box_px: int |
 
 def _box_px(particles: ParticleSet) -> int | None:
     """Box size according to the first particle's stack, or None where that cannot be read."""
+    if not len(particles):
+        return None
     try:
         return StackReader(particles.stacks).header(int(particles.stack_index[0])).width
     except ImageStackError:
@@ -174,7 +176,7 @@ def _particle_columns(particles: ParticleSet) -> dict[str, list[str]]:
     columns: dict[str, list[str]] = {}
     if (particles.micrograph >= 0).all():
         columns["rlnMicrographName"] = [f"micrograph{i:06d}.mrc" for i in particles.micrograph.tolist()]
-    if particles.half_set.any():
+    if (particles.half_set > 0).all():  # RELION refuses 0 beside 1 and 2
         columns["rlnRandomSubset"] = [str(i) for i in particles.half_set.tolist()]
     if particles.rotation is not None:
         angles = quaternion_to_relion_euler(particles.rotation)
