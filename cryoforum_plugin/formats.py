@@ -12,7 +12,7 @@ from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryoforum_plugin.particles.concatenation import concatenate
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cryoforum")
 
 _ADAPTERS = {".star": "relion_external.particles", ".cs": "cryosparc_job.dataset"}
 

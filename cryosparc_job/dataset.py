@@ -18,7 +18,7 @@ from cryosparc_job.writing import write_particles
 
 __all__ = ["read_particles", "write_particles"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cryoforum")
 
 _CTF_FIELDS = (
     "ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cryoforum_plugin.particles import FloatArray, Prediction
 from cryosparc_job.cs_file import Records
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cryoforum")
 
 SIDE_FIELDS = ("bingham", "lambda_max", "trace", "expected_shift_error_A")
 

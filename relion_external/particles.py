@@ -32,7 +32,7 @@ from relion_external.writing import new_document, write_particles
 
 __all__ = ["new_document", "read_particles", "write_particles"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cryoforum")
 
 _NUMERIC = (
     *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",

@@ -19,7 +19,7 @@ from cryoforum_plugin.particles.writable import Writable, writable
 from relion_external.host import ANGLES, BINGHAM, ORIGIN_A, ORIGIN_PX, PRIORS, SCALARS, StarHost
 from relion_external.star import StarDocument, Table, new_table, quote
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cryoforum")
 
 Mask = NDArray[np.bool_]
 _CTF_LABELS = {  # label: field of Ctf

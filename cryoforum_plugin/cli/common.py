@@ -67,7 +67,7 @@ def show_log(quiet: bool) -> None:
     logger = logging.getLogger("cryoforum")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("cryoforum: %(message)s"))
+        handler.setFormatter(logging.Formatter("cryoforum: %(levelname)s: %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
     logger.handlers[0].setLevel(logging.ERROR if quiet else logging.WARNING)

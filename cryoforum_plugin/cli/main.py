@@ -45,3 +45,7 @@ class LazyGroup(click.RichGroup):
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 def main(debug: bool) -> None:
     """Orientations with calibrated uncertainty from cryo-EM particle images."""
+
+
+if __name__ == "__main__":
+    main()

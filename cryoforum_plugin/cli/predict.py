@@ -53,7 +53,9 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 
     show_log(options["quiet"])
-    check_output(output, options["overwrite"])
+    for path in (output, options["json_file"]):
+        if path is not None:
+            check_output(path, options["overwrite"])
     formats.adapter_for(output)
     device = choose_device(options["device"])
     model = load_model(model_dir, device)
@@ -67,7 +69,7 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
         PredictOptions(int(options["views"]), options["batch_size"], options["contrast"], options["quiet"]),
     )
     seconds = time.monotonic() - start
-    formats.write_particles(table, output, prediction, options["overwrite"])
+    formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])
     figures = _summary(prediction, seconds)
     write_json(options["json_file"], figures, options["overwrite"])
     click.echo(

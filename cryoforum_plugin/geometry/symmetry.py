@@ -52,6 +52,8 @@ def symmetry_group(name: str) -> FloatArray:
         }[key]
         group = frame * Rotation.create_group("I") * frame.inv()
     else:
-        raise SettingsError(f"unknown symmetry {name!r}; use Cn, Dn, T, O, I, I1, I2, I3 or I4 (RELION's names)")
+        raise SettingsError(
+            f"unknown symmetry {name!r}; use Cn, Dn, T, O, I, I1, I2, I3 or I4 (RELION's names)"
+        )
     quaternions = np.asarray(group.as_quat())
     return quaternions[np.argsort(-np.abs(quaternions[:, 3]), kind="stable")]

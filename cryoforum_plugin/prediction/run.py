@@ -55,12 +55,12 @@ def predict_particles(
     if bad == len(rows):
         raise ImageStackError(f"{particles.source}: every image is constant or holds NaN or infinite pixels")
     if bad:
-        LOG.warning("warning: %d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
+        LOG.warning("%d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
                     bad, len(rows))  # fmt: skip
     factors = model.calibration["views"][str(options.views)]
     outliers = OutlierModel(**model.outliers)
     if contrast:
-        LOG.warning("warning: %s", contrast)
+        LOG.warning("%s", contrast)
     return calibrated(raw, Calibration(factors["width"], factors["shift"]), outliers.score(raw.features))
 
 
@@ -81,7 +81,7 @@ def _pipeline(
             f"but the model looks at {model.box.side_A:.0f} A; it was trained on another particle or box"
         )
     if side_A < 0.95 * model.box.side_A:
-        LOG.warning("warning: the images show %.0f A, the model looks at %.0f A; the rim is filled with zeros",
+        LOG.warning("the images show %.0f A, the model looks at %.0f A; the rim is filled with zeros",
                     side_A, model.box.side_A)  # fmt: skip
     contrast = -1.0 if (options.contrast or settings.contrast) == "invert" else 1.0
     mode: CtfMode = settings.ctf  # type: ignore[assignment]

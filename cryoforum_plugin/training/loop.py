@@ -216,6 +216,7 @@ def make_fabric(device: str, devices: int, num_nodes: int, precision: Precision)
 
     Raises SettingsError where the device does not exist.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     chosen = choose_device(device)
     index: Any = [chosen.index] if device.startswith("cuda:") else devices
     fabric = Fabric(accelerator=chosen.type, devices=index, num_nodes=num_nodes, precision=precision)

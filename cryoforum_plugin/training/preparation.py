@@ -115,7 +115,7 @@ def _choose_box(
         whole = build_reference(pipeline, rows, settings.symmetry, None, advance)
         diameter_A = estimate_diameter_A(whole)
         if diameter_A is None:
-            LOG.warning("warning: the particle diameter could not be measured; the whole box is used")
+            LOG.warning("the particle diameter could not be measured; the whole box is used")
             return pipeline
         LOG.info("measured particle diameter: %.0f A", diameter_A)
     side_A = min(diameter_A * settings.images.margin, full_A)
@@ -169,4 +169,4 @@ def _check_contrast(pipeline: ImagePipeline, rows: IntArray) -> None:
         )
     warning = check.verdict(particles.source)
     if warning:
-        LOG.warning("warning: %s", warning)
+        LOG.warning("%s", warning)

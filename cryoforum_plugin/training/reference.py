@@ -45,7 +45,6 @@ def build_reference(
     """Back-project recentred working images of `rows` with their known poses, in two halves.
 
     working : the working images `(len(rows), n, n)` where they are at hand already, else they are read.
-    Each symmetry operator inserts a copy of the image.
     """
     n, device = pipeline.box.size_px, pipeline.device
     particles = pipeline.particles
@@ -64,19 +63,21 @@ def build_reference(
         if particles.ctf is not None:
             ctf = ctf_2d(particles.ctf[of_batch], n, pipeline.sampling_A(of_batch), device=device)
             transfer = remaining_transfer(ctf, pipeline.ctf_mode)
-        for operator in group:
-            q = rotation[of_batch]
-            matrices = roma.unitquat_to_rotmat(roma.quat_product(operator.expand_as(q).contiguous(), q))
-            for half, projector in enumerate(projectors):
-                chosen = slice(half, None, 2)
-                projector.insert_weighted(
-                    ft[chosen] * transfer[chosen], matrices[chosen], transfer[chosen] ** 2
-                )
+        matrices = roma.unitquat_to_rotmat(rotation[of_batch])
+        parity = torch.from_numpy(particles.origin[of_batch] % 2).to(device)  # copies stay in one half
+        for half, projector in enumerate(projectors):
+            chosen = parity == half
+            projector.insert_weighted(
+                ft[chosen] * transfer[chosen], matrices[chosen], transfer[chosen].square()
+            )
         advance(len(of_batch), "")
+    for projector in projectors:
+        projector.symmetrise(roma.unitquat_to_rotmat(group))
     halves = (projectors[0].volume(), projectors[1].volume())
     fsc = fourier_shell_correlation(*halves)
-    projectors[0].__iadd__(projectors[1])
-    volume = projectors[0].volume(wiener_regularisation(fsc))
+    both = projectors[0]
+    both += projectors[1]
+    volume = both.volume(wiener_regularisation(fsc))
     return Reference(volume, halves, fsc, pipeline.box.pixel_size_A)
 
 

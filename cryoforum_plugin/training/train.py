@@ -25,6 +25,7 @@ from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, build_network, save_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.progress import progress
+from cryoforum_plugin.report import write_report
 from cryoforum_plugin.settings import Settings, flatten
 from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.calibrate import calibrate
@@ -55,7 +56,7 @@ def _log_to(directory: Path) -> Iterator[MemoryHandler]:
 def _open_log(handler: MemoryHandler, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(directory / "log.txt")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setTarget(file)
     handler.flush()
     handler.flushLevel = logging.INFO
@@ -117,6 +118,7 @@ def train(
         _write_reference(prepared, directory)
         save_model(directory, model, _provenance(prepared, identity))
         LOG.info("finished: %s", json.dumps(model.calibration["views"]))
+    write_report(directory, directory / "report.html")
     shutil.rmtree(directory / "checkpoint")
     return model.calibration
 

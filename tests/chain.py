@@ -1,0 +1,53 @@
+"""A small simulated data set and a model trained on it for seconds, shared by the tests of the chain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mrcfile
+from click.testing import CliRunner, Result
+from blobs import blob_positions, blob_volume
+
+from cryoforum_plugin.cli.main import main
+
+TINY = (
+    "--epochs",
+    "3",
+    "--set",
+    "training.learning_rate=1e-2",
+    "--set",
+    "network.channels=8",
+    "--set",
+    "network.features=16",
+    "--set",
+    "network.hidden=32",
+)
+
+
+def cryoforum(*arguments: object) -> Result:
+    """Run a `cryoforum` command in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> Result:
+    """Run a `cryoforum` command that must succeed."""
+    result = cryoforum("--debug", *arguments)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def write_blob_map(path: Path, size: int = 32) -> Path:
+    """Write a map of asymmetric blobs, 5 A/px."""
+    with mrcfile.new(path, overwrite=True) as file:
+        file.set_data(blob_volume(blob_positions(12, 0.28 * size), size).numpy())
+        file.voxel_size = 5.0
+    return path
+
+
+def simulate(folder: Path, count: int = 400, *options: object) -> Path:
+    """Simulate `count` particles at SNR 1 into folder/sim with train.star and test.star; return that folder."""
+    write_blob_map(folder / "map.mrc")
+    succeed(
+        "simulate", folder / "map.mrc", "-o", folder / "sim", "--count", count, "--snr", 1, "--quiet", "--split", 0.75, 0.25, *options
+    )  # fmt: skip
+    return folder / "sim"

@@ -1,0 +1,87 @@
+"""The network turns with the image, and survives degenerate input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from cryoforum_plugin.geometry import in_plane_quaternion, right_multiplication_matrix
+from cryoforum_plugin.images.augment import quarter_turns
+from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.network import Encoder, PoseNetwork, RotationHead
+from cryoforum_plugin.network.device import choose_device, choose_precision
+from cryoforum_plugin.errors import SettingsError
+
+
+@pytest.fixture(scope="module")
+def network() -> PoseNetwork:
+    torch.manual_seed(1)
+    return PoseNetwork(32, channels=4, features=8, hidden=16).eval()
+
+
+def test_quarter_turn_of_the_image_turns_the_posterior_and_the_shift(network: PoseNetwork) -> None:
+    images = finish(torch.randn(5, 32, 32))
+    turned = quarter_turns(images[:, 0], torch.ones(5, dtype=torch.long)).unsqueeze(1)
+    with torch.no_grad():
+        before, after = network(images), network(turned)
+    m = right_multiplication_matrix(in_plane_quaternion(torch.tensor(math.pi / 2)))
+    assert torch.allclose(after.bingham, m.mT @ before.bingham @ m, atol=1e-5)
+    assert torch.allclose(after.shift, torch.stack([-before.shift[:, 1], before.shift[:, 0]], 1), atol=1e-6)
+    assert torch.allclose(after.features, before.features, atol=1e-5)
+    assert torch.allclose(after.shift_log_variance, before.shift_log_variance, atol=1e-5)
+
+
+def test_features_shift_by_one_position_when_the_polar_image_does() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(32, channels=4, features=8).eval()
+    polar = torch.randn(2, 1, encoder.RADII, encoder.ANGLES)
+    with torch.no_grad():
+        features = encoder.body(polar)
+        moved = encoder.body(polar.roll(encoder.STRIDE, dims=-1))
+    assert torch.allclose(moved, features.roll(1, dims=-1), atol=1e-5)
+
+
+def test_head_gradients_in_float64() -> None:
+    head = RotationHead(positions=4, features=3, hidden=5).double()
+    features = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+
+    def flat(x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.nn.functional.silu(head.first(x[:, head.turn].flatten(2)))
+        return head.rotation(hidden).sum()
+
+    assert gradcheck(flat, (features,))
+    head = head.float()
+    output = head(features.float())
+    sum(part.sum() for part in output).backward()
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
+def test_constant_images_give_finite_answers_and_gradients(network: PoseNetwork, value: float) -> None:
+    output = network(finish(torch.full((3, 32, 32), value)))
+    assert all(torch.isfinite(part).all() for part in output)
+    sum(part.sum() for part in output).backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_batched_equals_one_by_one(network: PoseNetwork) -> None:
+    images = finish(torch.randn(4, 32, 32))
+    with torch.no_grad():
+        together = network(images).bingham
+        single = torch.cat([network(image[None]).bingham for image in images])
+    assert torch.allclose(together, single, atol=1e-5)
+
+
+def test_device_and_precision_are_checked() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(SettingsError, match="unknown device"):
+        choose_device("gpu7")
+    with pytest.raises(SettingsError, match="unknown precision"):
+        choose_precision("16", torch.device("cpu"))
+    assert choose_precision("32", torch.device("cpu")) == "32-true"
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="torch sees 0"):
+            choose_device("cuda:0")
