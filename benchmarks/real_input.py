@@ -28,8 +28,21 @@ REAL = SHARED / "real"
 
 def relion_particles(folder: Path, count: int) -> None:
     """Let `relion_project` make folder/relion.star, two thirds of it train.star, the rest test.star."""
-    run(folder, "simulate", MAP.resolve(), "-o", "poses", "--count", count, "--snr", "inf", "--split", 0.67, 0.33)
-    noise = 10 ** 0.5 * _signal_sd(folder / "poses" / "particles.mrcs")
+    run(
+        folder,
+        "simulate",
+        MAP.resolve(),
+        "-o",
+        "poses",
+        "--count",
+        count,
+        "--snr",
+        "inf",
+        "--split",
+        0.67,
+        0.33,
+    )
+    noise = 10**0.5 * _signal_sd(folder / "poses" / "particles.mrcs")
     command = ["relion_project", "--i", str(MAP.resolve()), "--o", "relion", "--ang", "poses/particles.star", "--ctf",
                "--add_noise", "--white_noise", f"{noise:.6g}", "--angpix", "3"]  # fmt: skip
     print("$", shlex.join(command), flush=True)
@@ -55,7 +68,17 @@ def chain(folder: Path, train: Path, test: Path, data_root: Path, options: list[
     name = train.stem
     root = ["--data-root", data_root]
     trained = run(folder, "train", train, "-o", f"{name}_model", *root, *options)
-    predicted = run(folder, "predict", f"{name}_model", test, "-o", f"{name}_out.star", *root, "--json", f"{name}_run.json")
+    predicted = run(
+        folder,
+        "predict",
+        f"{name}_model",
+        test,
+        "-o",
+        f"{name}_out.star",
+        *root,
+        "--json",
+        f"{name}_run.json",
+    )
     figures = json.loads((folder / f"{name}_run.json").read_text())
     columns = starfile.read(folder / f"{name}_out.star", always_dict=True)
     table = max(columns.values(), key=len)
@@ -66,7 +89,9 @@ def chain(folder: Path, train: Path, test: Path, data_root: Path, options: list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--output", type=Path, default=None)
@@ -87,7 +112,9 @@ def main() -> None:
             result["relion_project"]["reconstruction"] = json.loads((work / "map.json").read_text())
         few: list[object] = ["--epochs", 4]
         tilts = REAL / "ribosome_tilts_64px"
-        result["ribosome_tilts_64px"] = chain(work, tilts / "sta_testing_bin8.star", tilts / "sta_testing_bin8.star", tilts, few)
+        result["ribosome_tilts_64px"] = chain(
+            work, tilts / "sta_testing_bin8.star", tilts / "sta_testing_bin8.star", tilts, few
+        )
         sample = REAL / "sample_200px"
         star = sample / "sample_particles_relion31.star"
         result["sample_200px"] = chain(work, star, star, sample, [*few, "--validation-fraction", 0.25])

@@ -54,16 +54,33 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    ) if Path("/proc/cpuinfo").exists() else platform.processor()
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    cpu = names[0] if names else platform.processor()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def measure(map_file: Path, snr: float, work: Path, epochs: int | None, seed: int) -> dict[str, Any]:
     """Run the protocol in `work`; return the figures."""
-    result: dict[str, Any] = {"protocol": {"map": map_file.name, "count": COUNT, "snr": snr, "seed": seed}, "machine": machine()}
+    result: dict[str, Any] = {
+        "protocol": {"map": map_file.name, "count": COUNT, "snr": snr, "seed": seed},
+        "machine": machine(),
+    }
     kept = TRAINING + VALIDATION
     steps = result["steps"] = {}
     steps["simulate"] = run(
@@ -72,26 +89,53 @@ def measure(map_file: Path, snr: float, work: Path, epochs: int | None, seed: in
     )  # fmt: skip
     extra = [] if epochs is None else ["--epochs", epochs]
     steps["train"] = run(
-        work, "train", "sim/train.star", "-o", "model", "--validation-fraction", round(VALIDATION / kept, 4), *extra
+        work,
+        "train",
+        "sim/train.star",
+        "-o",
+        "model",
+        "--validation-fraction",
+        round(VALIDATION / kept, 4),
+        *extra,
     )
     for views in (1, 2, 4, 8):
         name = f"views_{views}"
         steps[f"predict_{name}"] = run(
-            work, "predict", "model", "sim/test.star", "-o", f"{name}.star", "--views", views, "--json", f"{name}_run.json"
+            work,
+            "predict",
+            "model",
+            "sim/test.star",
+            "-o",
+            f"{name}.star",
+            "--views",
+            views,
+            "--json",
+            f"{name}_run.json",
         )
         run(work, "evaluate", f"{name}.star", "sim/test.star", "--json", f"{name}.json")
         result[name] = json.loads((work / f"{name}.json").read_text())
     # speed on the whole stack, after the file system has it in memory
     for views in (1, 8):
         steps[f"speed_views_{views}"] = run(
-            work, "predict", "model", "sim/particles.star", "-o", f"all_{views}.star", "--views", views, "--json", f"speed_{views}.json"
+            work,
+            "predict",
+            "model",
+            "sim/particles.star",
+            "-o",
+            f"all_{views}.star",
+            "--views",
+            views,
+            "--json",
+            f"speed_{views}.json",
         )
         result[f"speed_views_{views}"] = json.loads((work / f"speed_{views}.json").read_text())
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--map", type=Path, default=MAP)
     parser.add_argument("--snr", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import mrcfile
-from click.testing import CliRunner, Result
 from blobs import blob_positions, blob_volume
+from click.testing import CliRunner, Result
 
 from cryoforum_plugin.cli.main import main
 

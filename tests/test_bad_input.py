@@ -114,7 +114,9 @@ def test_bad_particles_are_refused_before_training(name: str, case: Path) -> Non
     assert not (case / "model").exists()
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("no poses", "NaN image", "infinite image", "constant image")])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if n not in ("no poses", "NaN image", "infinite image", "constant image")]
+)
 def test_bad_particles_are_refused_before_prediction(name: str, case: Path, data: Path) -> None:
     spoil, message = CASES[name]
     spoil(case)
@@ -132,7 +134,10 @@ def assert_refused(result: object, message: str) -> None:
 
 
 def test_unknown_symmetry(case: Path) -> None:
-    assert_refused(cryoforum("train", case / "p.star", "-o", case / "m", "--symmetry", "Q7", *TINY), "unknown symmetry 'Q7'")
+    assert_refused(
+        cryoforum("train", case / "p.star", "-o", case / "m", "--symmetry", "Q7", *TINY),
+        "unknown symmetry 'Q7'",
+    )
     assert not (case / "m").exists()
 
 
@@ -158,13 +163,17 @@ def test_models_that_cannot_be_used(case: Path, data: Path) -> None:
 
 def test_model_for_a_larger_particle(case: Path, data: Path) -> None:
     edit(r"^(opticsGroup1 1 \S+ \S+ \S+) \S+", r"\1 2.0")(case)
-    assert_refused(cryoforum("predict", data / "model", case / "p.star", "-o", case / "out.star"), "trained on another")
+    assert_refused(
+        cryoforum("predict", data / "model", case / "p.star", "-o", case / "out.star"), "trained on another"
+    )
 
 
 def test_outputs_are_not_overwritten(case: Path, data: Path) -> None:
     out = case / "out.star"
     out.write_text("mine")
-    assert_refused(cryoforum("predict", data / "model", case / "p.star", "-o", out), "exists already.*--overwrite")
+    assert_refused(
+        cryoforum("predict", data / "model", case / "p.star", "-o", out), "exists already.*--overwrite"
+    )
     assert out.read_text() == "mine"
     assert_refused(cryoforum("train", case / "p.star", "-o", data / "model", *TINY), "exists already")
     assert (data / "model" / "model.pt").exists()
@@ -172,7 +181,9 @@ def test_outputs_are_not_overwritten(case: Path, data: Path) -> None:
 
 def test_unwritable_folder(case: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(atomic.os, "access", lambda path, mode: mode != os.W_OK)
-    assert_refused(cryoforum("predict", data / "model", case / "p.star", "-o", case / "out.star"), "not writable")
+    assert_refused(
+        cryoforum("predict", data / "model", case / "p.star", "-o", case / "out.star"), "not writable"
+    )
     assert_refused(cryoforum("train", case / "p.star", "-o", case / "m", *TINY), "not writable")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,15 @@ from cryoforum_plugin import formats
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
 
-MODEL_FILES = {"model.pt", "config.json", "metrics.csv", "calibration.json", "report.html", "log.txt", "reference.mrc"}
+MODEL_FILES = {
+    "model.pt",
+    "config.json",
+    "metrics.csv",
+    "calibration.json",
+    "report.html",
+    "log.txt",
+    "reference.mrc",
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     simulate(folder)
     succeed("train", folder / "sim" / "train.star", "-o", folder / "model", "--quiet", *TINY)
-    succeed("predict", folder / "model", folder / "sim" / "test.star", "-o", folder / "predicted.star", "--quiet")
+    succeed(
+        "predict", folder / "model", folder / "sim" / "test.star", "-o", folder / "predicted.star", "--quiet"
+    )
     return folder
 
 
@@ -44,7 +55,9 @@ def test_training_learns(chain: Path) -> None:
     metrics = np.genfromtxt(chain / "model" / "metrics.csv", delimiter=",", names=True)
     assert metrics["validation_nll"][-1] < metrics["validation_nll"][0] - 0.3
     result = succeed("evaluate", chain / "predicted.star", chain / "sim" / "test.star")
-    median_deg = float(next(line.split()[1] for line in result.stdout.splitlines() if line.startswith("median_deg")))
+    median_deg = float(
+        next(line.split()[1] for line in result.stdout.splitlines() if line.startswith("median_deg"))
+    )
     assert median_deg < 100  # 126 is chance
 
 
@@ -80,7 +93,9 @@ def test_views_change_numbers_but_not_shape(chain: Path, tmp_path: Path, views: 
     assert len(formats.read_particles(out)) == 100
 
 
-def test_same_seed_same_model_and_resume_equals_straight_through(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_seed_same_model_and_resume_equals_straight_through(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cryoforum_plugin.training import loop
 
     star, model = chain / "sim" / "train.star", tmp_path / "resumed"
@@ -154,10 +169,8 @@ def _with_stack(chain: Path, star: Path, stack: Path, table: str = "test.star") 
     text = (chain / "sim" / table).read_text()
     old = formats.read_particles(chain / "sim" / table).stacks[0]
     names = [str(old), str(old.resolve())]
-    try:
+    with contextlib.suppress(ValueError):
         names.append(str(old.resolve().relative_to(Path.cwd())))
-    except ValueError:
-        pass
     for name in sorted(names, key=len, reverse=True):
         text = text.replace(f"@{name}", f"@{stack}")
     star.write_text(text)
@@ -196,4 +209,13 @@ def test_symmetry_and_other_options_train(chain: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     model = load_model(tmp_path / "d2", torch.device("cpu"))
     assert (model.settings.symmetry, model.box.size_px) == ("D2", 24)
-    succeed("predict", tmp_path / "d2", chain / "sim" / "test.star", "-o", tmp_path / "d2.star", "--views", 2, "--quiet")
+    succeed(
+        "predict",
+        tmp_path / "d2",
+        chain / "sim" / "test.star",
+        "-o",
+        tmp_path / "d2.star",
+        "--views",
+        2,
+        "--quiet",
+    )

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.images.contrast import ContrastCheck
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.network.device import Precision
@@ -48,16 +47,14 @@ class Predictor:
         self.recentre_above_A = RECENTRE_ABOVE * model.settings.training.max_shift * model.box.side_A
 
     @torch.inference_mode()
-    def predict(
-        self, rows: IntArray, batch_size: int, advance: Advance, contrast: ContrastCheck | None = None
-    ) -> RawPrediction:
-        """Predict `rows`; the next batch is read while one is computed. `contrast` takes in the images."""
+    def predict(self, rows: IntArray, batch_size: int, advance: Advance) -> RawPrediction:
+        """Predict `rows`; the next batch is read while one is computed."""
         parts = []
         for of_batch, originals in self._read_ahead(rows, batch_size):
             bad = unusable(originals)
             if bad.any():
                 originals = torch.where(bad[:, None, None], torch.randn_like(originals), originals)
-            parts.append(self._batch(of_batch, originals, bad, contrast))
+            parts.append(self._batch(of_batch, originals, bad))
             advance(len(of_batch), "")
         return RawPrediction(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -72,12 +69,8 @@ class Predictor:
                     pending = pool.submit(self.pipeline.read, following)
                 yield of_batch, images
 
-    def _batch(
-        self, rows: IntArray, originals: Tensor, bad: Tensor, contrast: ContrastCheck | None
-    ) -> tuple[Tensor, ...]:
+    def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor, ...]:
         images = self.pipeline.working(rows, None, originals)
-        if contrast is not None:
-            contrast.add(images[~bad])
         output = self._network(images)
         shift_A = output.shift.double().cpu() * self.model.box.side_A
         off_centre = np.flatnonzero((shift_A.norm(dim=1) > self.recentre_above_A).numpy())

@@ -11,7 +11,7 @@ import torch
 from cryoforum_plugin.confidence.calibration import Calibration, calibrated
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, SettingsError
-from cryoforum_plugin.images.contrast import ContrastCheck
+from cryoforum_plugin.images.contrast import ContrastCheck, sample_rows
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.device import Precision
@@ -22,7 +22,6 @@ from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import progress
 
 LOG = logging.getLogger("cryoforum")
-CONTRAST_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def predict_particles(
     factors = model.calibration["views"][str(options.views)]
     outliers = OutlierModel(**model.outliers)
     if contrast:
-        LOG.warning("%s", contrast)
+        LOG.warning(contrast)
     return calibrated(raw, Calibration(factors["width"], factors["shift"]), outliers.score(raw.features))
 
 
@@ -89,11 +88,10 @@ def _pipeline(
 
 
 def _checked_contrast(pipeline: ImagePipeline, model: Model, options: PredictOptions) -> str | None:
-    """Refuse dark protein before any work; return a warning where the first images cannot tell."""
+    """Refuse dark protein before any work; return a warning where a sample of the images cannot tell."""
     if (options.contrast or model.settings.images.contrast) == "ignore":
         return None
     check = ContrastCheck()
-    count = min(len(pipeline.particles), CONTRAST_IMAGES)
-    for start in range(0, count, options.batch_size):
-        check.add(pipeline.working(np.arange(start, min(start + options.batch_size, count))))
+    for rows in np.array_split(sample_rows(np.arange(len(pipeline.particles))), 2):
+        check.add(pipeline.working(rows))
     return check.verdict(pipeline.particles.source)

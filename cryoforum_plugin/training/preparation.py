@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError
-from cryoforum_plugin.images.contrast import ContrastCheck
+from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck, sample_rows
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline, unusable
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
@@ -159,14 +159,11 @@ def _refuse_unusable(particles: ParticleSet, rows: IntArray, images: Tensor) -> 
 
 
 def _check_contrast(pipeline: ImagePipeline, rows: IntArray) -> None:
-    """Refuse dark protein, warn where the first 1,000 images cannot tell."""
+    """Refuse dark protein, warn where a sample of the images cannot tell."""
     check = ContrastCheck()
-    particles = pipeline.particles
-    for start in range(0, min(len(rows), 1000), BATCH):
-        of_batch = rows[start : min(start + BATCH, 1000)]
-        check.add(
-            pipeline.working(of_batch, None if particles.shift_A is None else particles.shift_A[of_batch])
-        )
-    warning = check.verdict(particles.source)
+    shift_A = pipeline.particles.shift_A
+    for of_batch in np.array_split(sample_rows(rows), max(1, SAMPLE // BATCH)):
+        check.add(pipeline.working(of_batch, None if shift_A is None else shift_A[of_batch]))
+    warning = check.verdict(pipeline.particles.source)
     if warning:
-        LOG.warning("%s", warning)
+        LOG.warning(warning)

@@ -14,13 +14,17 @@ from cryoforum_plugin.posterior import credible_radius
 from cryoforum_plugin.prediction.predict import RawPrediction
 
 
-def raw_prediction(n: int, sigma_rad: float, claimed_rad: float) -> tuple[RawPrediction, np.ndarray, np.ndarray]:
+def raw_prediction(
+    n: int, sigma_rad: float, claimed_rad: float
+) -> tuple[RawPrediction, np.ndarray, np.ndarray]:
     """Isotropic errors of sigma_rad per axis, claimed to be claimed_rad; shifts likewise."""
     rng = np.random.default_rng(0)
     errors = np.linalg.norm(rng.normal(scale=sigma_rad, size=(n, 3)), axis=1)
     bingham = torch.zeros(n, 10)
     bingham[:, [0, 4, 7]] = 2 / claimed_rad**2
-    raw = RawPrediction(bingham, torch.zeros(n, 2), torch.ones(n), torch.randn(n, 5), torch.zeros(n, dtype=torch.bool))
+    raw = RawPrediction(
+        bingham, torch.zeros(n, 2), torch.ones(n), torch.randn(n, 5), torch.zeros(n, dtype=torch.bool)
+    )
     return raw, errors, rng.normal(scale=2.5, size=(n, 2))
 
 

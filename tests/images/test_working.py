@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cryoforum_plugin.images.working import WorkingBox, cut_window, finish, normalise_background, to_working_ft
+from cryoforum_plugin.images.working import (
+    WorkingBox,
+    cut_window,
+    finish,
+    normalise_background,
+    to_working_ft,
+)
 
 
 def gaussian(n: int, x: float, y: float, sigma: float) -> torch.Tensor:
@@ -16,7 +22,9 @@ def gaussian(n: int, x: float, y: float, sigma: float) -> torch.Tensor:
 def working(image: torch.Tensor, box: WorkingBox, shift_A: list[float] | None) -> torch.Tensor:
     shift = None if shift_A is None else torch.tensor([shift_A])
     noise = torch.randn(1, *image.shape) * 1e-3
-    return torch.fft.irfft2(to_working_ft(image[None] + noise, 2.0, box, shift), s=(box.size_px, box.size_px))[0]
+    return torch.fft.irfft2(
+        to_working_ft(image[None] + noise, 2.0, box, shift), s=(box.size_px, box.size_px)
+    )[0]
 
 
 @pytest.mark.parametrize("shift_px", [(0.0, 0.0), (3.0, -2.0), (2.6, -4.3)])

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import in_plane_quaternion, right_multiplication_matrix
 from cryoforum_plugin.images.augment import quarter_turns
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import Encoder, PoseNetwork, RotationHead
 from cryoforum_plugin.network.device import choose_device, choose_precision
-from cryoforum_plugin.errors import SettingsError
 
 
 @pytest.fixture(scope="module")

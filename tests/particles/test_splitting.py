@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 from particle_tables import make_particles
+from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.particles.splitting import split_rows
@@ -32,7 +32,9 @@ def test_copies_of_a_particle_stay_together(tmp_path: Path) -> None:
 def test_rare_views_are_in_both_parts(tmp_path: Path) -> None:
     particles = make_particles(tmp_path, 400)
     tilt = np.where(np.arange(400) < 40, 90.0, 5.0)  # 10 % side views
-    rotation = Rotation.from_euler("ZYZ", np.stack([np.full(400, 20.0), tilt, np.arange(400.0)], 1), degrees=True)
+    rotation = Rotation.from_euler(
+        "ZYZ", np.stack([np.full(400, 20.0), tilt, np.arange(400.0)], 1), degrees=True
+    )
     _, validation = split_rows(replace(particles, rotation=rotation.as_quat()), 0.1, 3)
     assert (validation < 40).sum() in (3, 4, 5)
 

@@ -49,7 +49,9 @@ def test_upper_triangle_round_trip() -> None:
 @pytest.mark.parametrize("gap", CASES)
 def test_normaliser_equals_monte_carlo(gap: tuple[float, float, float], uniform: torch.Tensor) -> None:
     energy = (uniform[:, :3].square() * torch.tensor(gap)).sum(1)
-    assert float(log_normaliser(torch.tensor(gap))) == pytest.approx(math.log(torch.exp(-energy).mean()), abs=0.02)
+    assert float(log_normaliser(torch.tensor(gap))) == pytest.approx(
+        math.log(torch.exp(-energy).mean()), abs=0.02
+    )
 
 
 def test_normaliser_limits() -> None:
@@ -74,7 +76,9 @@ def test_gradients_are_exact_also_at_ties(gap: tuple[float, float, float]) -> No
 def test_mode_is_the_smallest_eigenvector_with_a_finite_gradient_at_zero() -> None:
     theta = torch.randn(20, 10, dtype=torch.float64)
     vector = torch.linalg.eigh(matrix_from_upper(theta))[1][..., 0]
-    assert torch.allclose((mode(matrix_from_upper(theta)) * vector).sum(-1).abs(), torch.ones(20, dtype=torch.float64))
+    assert torch.allclose(
+        (mode(matrix_from_upper(theta)) * vector).sum(-1).abs(), torch.ones(20, dtype=torch.float64)
+    )
     zero = torch.zeros(1, 10, dtype=torch.float64, requires_grad=True)
     mode(matrix_from_upper(zero))[0, 0].backward()
     assert torch.isfinite(zero.grad).all()
@@ -109,12 +113,18 @@ def test_radii_probabilities_and_means_equal_monte_carlo(
     for level in (0.5, 0.9, 0.95):
         expected = float(angle[torch.searchsorted(cumulative, level)])
         assert float(credible_radius(bingham, level)) == pytest.approx(expected, rel=0.02)
-    assert float(mean_angle(bingham)) == pytest.approx(float((angle * weight[order]).sum() / weight.sum()), rel=0.02)
+    assert float(mean_angle(bingham)) == pytest.approx(
+        float((angle * weight[order]).sum() / weight.sum()), rel=0.02
+    )
     inside = float(cumulative[torch.searchsorted(angle, 0.5)])
     assert float(probability_within(bingham, 0.5)) == pytest.approx(inside, abs=0.01)
     together = summarise(bingham, 0.5, 0.9)[0]
     assert together.tolist() == pytest.approx(
-        [float(probability_within(bingham, 0.5)), float(mean_angle(bingham)), float(credible_radius(bingham, 0.9))]
+        [
+            float(probability_within(bingham, 0.5)),
+            float(mean_angle(bingham)),
+            float(credible_radius(bingham, 0.9)),
+        ]
     )
 
 
@@ -140,5 +150,9 @@ def test_align_to_copy_moves_the_mode_by_an_operator() -> None:
     operator = group[torch.arange(8) % 4]
     left = left_multiplication_matrix(operator)
     moved = left @ a @ left.mT
-    assert torch.allclose(angular_distance(mode(moved), roma.quat_product(operator, mode(a))), torch.zeros(8).double(), atol=1e-6)
+    assert torch.allclose(
+        angular_distance(mode(moved), roma.quat_product(operator, mode(a))),
+        torch.zeros(8).double(),
+        atol=1e-6,
+    )
     assert torch.allclose(align_to_copy(moved, mode(a), group), a, atol=1e-9)

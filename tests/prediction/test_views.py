@@ -38,7 +38,10 @@ class Oracle:
         turn, flip = torch.full((n,), angle), torch.full((n,), mirrored)
         m = right_multiplication_matrix(in_plane_operation(turn, flip))
         return NetworkOutput(
-            m @ self.bingham @ m.mT, transform_vectors(self.shift, turn, flip), torch.zeros(n), torch.zeros(n, 3)
+            m @ self.bingham @ m.mT,
+            transform_vectors(self.shift, turn, flip),
+            torch.zeros(n),
+            torch.zeros(n, 3),
         )
 
 

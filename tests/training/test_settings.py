@@ -21,7 +21,9 @@ def test_presets_are_valid_and_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_values_are_converted_from_text() -> None:
-    settings = with_values(Settings(), {"training.epochs": "3", "training.learning_rate": "1e-4", "symmetry": "D2"})
+    settings = with_values(
+        Settings(), {"training.epochs": "3", "training.learning_rate": "1e-4", "symmetry": "D2"}
+    )
     assert (settings.training.epochs, settings.training.learning_rate, settings.symmetry) == (3, 1e-4, "D2")
     assert with_values(settings, {"training.epochs": "auto"}).training.epochs is None
 
