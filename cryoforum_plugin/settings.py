@@ -48,9 +48,9 @@ class TrainingSettings:
     """
 
     epochs: int | None = None
-    samples: int = 160_000
+    samples: int = 256_000
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 6e-3
     weight_decay: float = 0.01
     warm_up: float = 0.15
     gradient_clip: float = 10.0
@@ -76,7 +76,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fast": {"network.channels": 24, "training.samples": 48_000, "training.learning_rate": 1.5e-3},
+    "fast": {"network.channels": 24, "training.samples": 64_000},
 }
 
 

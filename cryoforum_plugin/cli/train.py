@@ -74,14 +74,12 @@ _DEFAULT = Settings()
 def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> None:
     """Train on refined PARTICLES (.star or .cs; several files allowed) and write a model folder."""
     from cryoforum_plugin import formats
-    from cryoforum_plugin.atomic import check_output
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.training.loop import make_fabric
     from cryoforum_plugin.training.train import train
 
     show_log(options["quiet"])
     settings = _settings(options)
-    check_output(model_dir, options["overwrite"] or options["resume"])
     precision = choose_precision(options["precision"], choose_device(options["device"]))
     table = formats.read_many(particles, options["data_root"])
     fabric = make_fabric(options["device"], options["devices"], options["num_nodes"], precision)
@@ -96,6 +94,8 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
         overwrite=options["overwrite"],
         quiet=options["quiet"],
     )
+    if not fabric.is_global_zero:
+        return
     write_json(options["json_file"], calibration, options["overwrite"])
     for views, figures in calibration["views"].items():
         click.echo(

@@ -95,7 +95,8 @@ class Trainer:
         self.fabric, self.batches, self.validation, self.group = fabric, batches, validation, group
         self.settings, self.epochs, self.checkpoint = settings, epochs, checkpoint
         self.count = len(batches.data.rotation)
-        self.steps_per_epoch = max(1, epoch_images(self.count) // settings.batch_size)
+        images_per_step = settings.batch_size * fabric.world_size
+        self.steps_per_epoch = max(1, epoch_images(self.count) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = fabric.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(
@@ -119,6 +120,8 @@ class Trainer:
         """Train the remaining epochs; return the weights with the best validation likelihood."""
         start = time.monotonic() - (self.progress.metrics[-1]["seconds"] if self.progress.metrics else 0.0)
         for epoch in range(self.progress.epoch + 1, self.epochs + 1):
+            # seeded by epoch and process: a resumed run draws what the killed one would have drawn
+            self.batches.generator.manual_seed((self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank)
             train_nll = self._epoch(advance)
             nll, median, mean = validate(self.network, self.validation, self.group)
             rate = float(self.schedule.get_last_lr()[0])
@@ -164,12 +167,13 @@ class Trainer:
         return total / self.steps_per_epoch
 
     def save(self) -> None:
-        """Write checkpoint/last.pt and metrics.csv, each whole or not at all."""
+        """Write checkpoint/last.pt and metrics.csv, each whole or not at all (first process only)."""
+        if not self.fabric.is_global_zero:
+            return
         state = {
             "network": self.network.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generator": self.batches.generator.get_state(),
             "progress": asdict(self.progress),
         }
         with atomic_file(self.checkpoint / "last.pt", overwrite=True) as temporary:
@@ -192,7 +196,6 @@ class Trainer:
             self.network.module.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
-            self.batches.generator.set_state(state["generator"])
             self.progress = Progress(**state["progress"])
         except Exception as error:
             raise ModelError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck, sample_rows
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline, unusable
 from cryoforum_plugin.images.stacks import StackReader
@@ -52,6 +53,7 @@ def prepare(
     Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training.
     """
     particles.require_rotation()
+    symmetry_group(settings.symmetry)  # refuses an unknown name
     if settings.images.ctf == "none":
         particles = replace(particles, ctf=None)
     else:

@@ -36,8 +36,8 @@ LOG = logging.getLogger("cryoforum")
 
 
 @contextmanager
-def _log_to(directory: Path) -> Iterator[MemoryHandler]:
-    """Collect log messages; they reach directory/log.txt once the handler has its target."""
+def _held_log() -> Iterator[MemoryHandler]:
+    """Collect log messages until `_open_log` gives them a file."""
     handler = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     LOG.addHandler(handler)
     level = LOG.level
@@ -105,15 +105,20 @@ def train(
         LOG.warning("%s is finished already; nothing to resume", directory)
         result: dict[str, Any] = json.loads((directory / "calibration.json").read_text())
         return result
-    check_output(directory, overwrite or resume)
-    symmetry_group(settings.symmetry)
+    if fabric.is_global_zero:
+        check_output(directory, overwrite or resume)
+    quiet = quiet or not fabric.is_global_zero
     identity = {"settings": flatten(settings), "inputs": _fingerprint(inputs)}
     torch.manual_seed(settings.training.seed)
-    with _log_to(directory) as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
+    with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
         prepared = prepare(particles, settings, Path(cache), fabric.device, quiet)
-        _prepare_directory(directory, identity, resume, overwrite)
-        _open_log(handler, directory)
+        if fabric.is_global_zero:
+            _prepare_directory(directory, identity, resume, overwrite)
+            _open_log(handler, directory)
+        fabric.barrier()
         model = _fit(prepared, settings, directory, fabric, resume, quiet)
+        if not fabric.is_global_zero:
+            return {}
         model = calibrate(model, prepared, precision, quiet)
         _write_reference(prepared, directory)
         save_model(directory, model, _provenance(prepared, identity))
@@ -127,7 +132,6 @@ def _fit(
     prepared: Prepared, settings: Settings, directory: Path, fabric: Fabric, resume: bool, quiet: bool
 ) -> Model:
     network = build_network(settings, prepared.pipeline.box.size_px)
-    generator = torch.Generator().manual_seed(settings.training.seed + fabric.global_rank)
     rotation = torch.from_numpy(prepared.particles.require_rotation()[prepared.validation_rows]).float()
     group = torch.from_numpy(symmetry_group(settings.symmetry)).float()
     epochs = settings.training.epochs or default_epochs(
@@ -136,7 +140,7 @@ def _fit(
     trainer = Trainer(
         fabric,
         network,
-        BatchMaker(prepared.training, settings.training, generator),
+        BatchMaker(prepared.training, settings.training, torch.Generator()),
         ValidationData(prepared.validation_images, rotation.to(fabric.device)),
         group.to(fabric.device),
         settings.training,
