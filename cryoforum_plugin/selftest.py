@@ -7,7 +7,9 @@ projections of Gaussian blobs.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +116,30 @@ def _rotation_vector() -> Check:
     )
 
 
+def _star_reader() -> Check:
+    """What is written in RELION's format, as the `starfile` package reads it."""
+    import starfile
+
+    from cryoforum_plugin import formats
+    from cryoforum_plugin.particles import ParticleSet
+
+    n, angles = len(POSES_DEG), ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
+    rows, ones = np.arange(n), np.ones(n)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "poses.star"
+        shift_A, stack = np.zeros((n, 2)), (Path(folder) / "none.mrcs",)
+        poses = ParticleSet(path, stack, 0 * rows, rows, ones, _poses(), shift_A, None, ones, 1 + 0 * rows,
+                            1 + rows % 2, rows, rows, rows.astype(np.uint64), None, None)  # fmt: skip
+        formats.write_particles(poses, path)
+        read = starfile.read(path)["particles"][angles].to_numpy()
+    return _largest(
+        "STAR text as starfile reads it",
+        _matrices(relion_euler_to_quaternion(read)),
+        _matrices(_poses()),
+        1e-7,
+    )
+
+
 def _projection() -> Check:
     from cryoforum_plugin.simulation.project import Projector
 
@@ -178,6 +204,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _euler,
     _euler_inverse,
     _rotation_vector,
+    _star_reader,
     _projection,
     _shift,
     _ctf,

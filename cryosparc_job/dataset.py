@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry.rotations import rotation_vector_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet
+from cryoforum_plugin.particles.origins import origin_labels
 from cryosparc_job.cs_file import CsHost, Records, read_records, texts
 from cryosparc_job.posterior_file import read_posterior
 from cryosparc_job.writing import write_particles
@@ -158,9 +159,15 @@ def _micrograph(records: Records) -> IntArray:
 
 def _origin(records: Records, stack_index: IntArray, slice_index: IntArray) -> IntArray:
     """Label the rows of one physical particle alike: symmetry-expanded copies, or the same image."""
+    image = stack_index * (int(slice_index.max()) + 1) + slice_index
     if "sym_expand/src_uid" in _names(records):
-        return _labels(records["sym_expand/src_uid"])
-    return _labels(stack_index * (int(slice_index.max()) + 1) + slice_index)
+        return origin_labels(image, _labels(records["sym_expand/src_uid"]))
+    place = ("location/center_x_frac", "location/center_y_frac", "location/micrograph_shape")
+    if any(name not in _names(records) for name in place):
+        return origin_labels(image)
+    fraction = np.stack([records[name].astype(np.float64) for name in place[:2]], axis=1)
+    position_px = fraction * records[place[2]][:, ::-1]  # shape is (ny, nx)
+    return origin_labels(image, micrograph=_micrograph(records), position_px=position_px)
 
 
 def _labels(keys: NDArray[Any]) -> IntArray:

@@ -11,6 +11,7 @@ import numpy as np
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry.rotations import relion_euler_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet, Prediction
+from cryoforum_plugin.particles.origins import origin_labels
 from relion_external.host import (
     ANGLES,
     BINGHAM,
@@ -24,7 +25,7 @@ from relion_external.host import (
     find_particle_table,
     refuse_volumes,
 )
-from relion_external.image_names import parse_image_names
+from relion_external.image_names import ImageNames, parse_image_names
 from relion_external.optics import Optics, pixel_size, read_optics
 from relion_external.star import Table
 from relion_external.star_reader import read_star
@@ -34,8 +35,9 @@ __all__ = ["new_document", "read_particles", "write_particles"]
 
 logger = logging.getLogger("cryoforum")
 
+COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 _NUMERIC = (
-    *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",
+    *ANGLES, *ORIGIN_A, *ORIGIN_PX, *COORDINATES, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",
     "rlnOpticsGroup", "rlnRandomSubset", "rlnImagePixelSize", "rlnPixelSize", "rlnMagnification",
     "rlnDetectorPixelSize", "rlnImageDimensionality", "rlnCtfDataAreCtfPremultiplied",
 )  # fmt: skip
@@ -59,7 +61,7 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
     size_A = pixel_size(optics, host)
     rotation = _rotation(values, path)
     shift_A = _shift_A(values, size_A, rotation)
-    n = len(table)
+    n, micrograph = len(table), _micrograph(table)
     return ParticleSet(
         source=path,
         stacks=images.stacks,
@@ -72,8 +74,8 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
         contrast_sign=np.ones(n),
         optics_group=optics.group,
         half_set=_half_set(values, n),
-        micrograph=_micrograph(table),
-        origin=_labels(images.stack_index * (int(images.slice_index.max()) + 1) + images.slice_index),
+        micrograph=micrograph,
+        origin=_origin(images, micrograph, values),
         uid=np.arange(n, dtype=np.uint64),
         prediction=_prediction(values, rotation, shift_A),
         host=replace(host, rotation=rotation, shift_A=shift_A),
@@ -148,9 +150,13 @@ def _micrograph(table: Table) -> IntArray:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
-def _labels(keys: IntArray) -> IntArray:
-    """Number equal keys alike, from 0."""
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+def _origin(images: ImageNames, micrograph: IntArray, values: dict[str, FloatArray]) -> IntArray:
+    """Label rows of one physical particle alike: the same image, or the same place in a micrograph."""
+    image = images.stack_index * (int(images.slice_index.max()) + 1) + images.slice_index
+    if any(label not in values for label in COORDINATES):
+        return origin_labels(image)
+    position_px = np.stack([values[label] for label in COORDINATES], axis=1)
+    return origin_labels(image, micrograph=micrograph, position_px=position_px)
 
 
 def _prediction(

@@ -121,7 +121,9 @@ class Trainer:
         start = time.monotonic() - (self.progress.metrics[-1]["seconds"] if self.progress.metrics else 0.0)
         for epoch in range(self.progress.epoch + 1, self.epochs + 1):
             # seeded by epoch and process: a resumed run draws what the killed one would have drawn
-            self.batches.generator.manual_seed((self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank)
+            self.batches.generator.manual_seed(
+                (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
+            )
             train_nll = self._epoch(advance)
             nll, median, mean = validate(self.network, self.validation, self.group)
             rate = float(self.schedule.get_last_lr()[0])
