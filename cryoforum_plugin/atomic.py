@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,24 @@ def check_output(path: Path, overwrite: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"cannot write {path}: the folder {parent} is not writable")
+
+
+def check_directory(path: Path, owned: Collection[str], overwrite: bool) -> None:
+    """Raise OutputError if folder `path` must not be written or replaced.
+
+    Only a folder that holds nothing but `owned` names, an earlier output of the same command, may be
+    replaced: `--overwrite` never deletes other files.
+    """
+    check_output(path, overwrite)
+    if not path.exists():
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise OutputError(f"{path} is not a folder; choose another output")
+    foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in owned)
+    if foreign:
+        raise OutputError(
+            f"{path} also holds {foreign[0]}, which --overwrite would delete; choose another output"
+        )
 
 
 @contextmanager
@@ -53,12 +71,13 @@ def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(path: Path, owned: Collection[str], overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it into place when the block ends well.
 
-    With `overwrite` an existing folder is replaced. Raises OutputError as `atomic_file` does.
+    With `overwrite` an existing folder is replaced, if it holds nothing but files named in `owned`.
+    Raises OutputError as `atomic_file` does; a failure leaves the old folder where it was.
     """
-    check_output(path, overwrite)
+    check_directory(path, owned, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -70,8 +89,13 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old)
+            try:
+                temporary.replace(path)
+            except OSError:
+                (old / path.name).replace(path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(path)
     except OSError as error:

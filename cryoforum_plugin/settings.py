@@ -43,7 +43,8 @@ class TrainingSettings:
 
     epochs : None = as many as `samples` images need. batch_size : images a step. simulated : fraction of
     each batch that shows the reference, rebuilt from the training particles, in new poses under the
-    particles' own CTFs and noise. max_shift : largest augmentation shift, as a fraction of the window.
+    particles' own CTFs and noise. max_shift : largest augmentation shift along x and y, as a fraction of the
+    window; raised to what 99 % of the particles have. noise_range : factor by which noise grows or falls.
     reference_particles : at most this many build the reference.
     """
 
@@ -74,6 +75,8 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
+DEFAULT_VIEWS = 2  # test-time views of a prediction: 4 and 8 gain 1 % (docs/benchmarks.md)
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {"network.channels": 24, "training.samples": 64_000},
@@ -91,7 +94,7 @@ def _convert(text: Any, hint: Any, key: str) -> Any:
         if kind is int and float(text) != int(float(text)):
             raise ValueError
         return int(float(text)) if kind is int else kind(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SettingsError(f"setting {key}: {text!r} is not a valid {kind.__name__}") from None
 
 
@@ -130,7 +133,16 @@ def check(settings: Settings) -> None:
         (training.batch_size >= 2, "training.batch_size must be at least 2"),
         (training.learning_rate > 0, "training.learning_rate must be positive"),
         (training.noise_range >= 1, "training.noise_range must be at least 1"),
-        (0 <= training.max_shift <= 0.25, "training.max_shift must be 0 to 0.25"),
+        (0 < training.max_shift <= 0.25, "training.max_shift must be above 0, at most 0.25"),
+        (training.samples >= 1, "training.samples must be at least 1"),
+        (0 < training.warm_up < 1, "training.warm_up must be between 0 and 1"),
+        (training.weight_decay >= 0, "training.weight_decay must not be negative"),
+        (training.gradient_clip > 0, "training.gradient_clip must be positive"),
+        (training.shift_weight >= 0, "training.shift_weight must not be negative"),
+        (training.reference_particles >= 10, "training.reference_particles must be at least 10"),
+        (settings.network.channels >= 1, "network.channels must be at least 1"),
+        (settings.network.features >= 1, "network.features must be at least 1"),
+        (settings.network.hidden >= 1, "network.hidden must be at least 1"),
     ]
     for holds, message in rules:
         if not holds:
@@ -168,6 +180,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SettingsError(
             f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
         ) from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path} must hold settings by name, not {type(data).__name__}")
     data = data.get("settings", data)
     flat: dict[str, Any] = {}
     for name, value in data.items():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cryoforum_plugin.atomic import atomic_directory, atomic_file, check_output
 from cryoforum_plugin.errors import OutputError
+
+OWNED = ("stale", "fresh")
 
 
 def names(folder: Path) -> list[str]:
@@ -30,7 +33,7 @@ def replace_file(output: Path, error: BaseException | None = None) -> None:
 
 def replace_folder(output: Path, error: BaseException) -> None:
     """Replace a folder; fail half way with `error`."""
-    with atomic_directory(output, overwrite=True) as temporary:
+    with atomic_directory(output, OWNED, overwrite=True) as temporary:
         (temporary / "fresh").write_text("half")
         raise error
 
@@ -102,7 +105,24 @@ def test_a_real_full_device_is_one_clear_error(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("atomic", [atomic_file, atomic_directory])
+def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "project"
+    output.mkdir()
+    (output / "thesis.tex").write_text("years of work")
+    with (
+        pytest.raises(OutputError, match=r"thesis\.tex, which --overwrite would delete"),
+        atomic_directory(output, OWNED, overwrite=True),
+    ):
+        pytest.fail("the block must not run")
+    assert (output / "thesis.tex").read_text() == "years of work"
+    with (
+        pytest.raises(OutputError, match="not a folder"),
+        atomic_directory(output / "thesis.tex", OWNED, overwrite=True),
+    ):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, partial(atomic_directory, owned=OWNED)])
 def test_nothing_is_overwritten_unasked(tmp_path: Path, atomic) -> None:
     output = tmp_path / "out"
     output.write_text("old")
@@ -115,7 +135,7 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     output = tmp_path / "model"
     output.mkdir()
     (output / "stale").write_text("old")
-    with atomic_directory(output, overwrite=True) as temporary:
+    with atomic_directory(output, OWNED, overwrite=True) as temporary:
         (temporary / "fresh").write_text("new")
         assert names(output) == ["stale"]
     assert names(output) == ["fresh"]

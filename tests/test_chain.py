@@ -25,6 +25,7 @@ MODEL_FILES = {
     "report.html",
     "log.txt",
     "reference.mrc",
+    "checkpoint",
 }
 
 
@@ -48,7 +49,7 @@ def test_model_directory_is_complete_and_can_be_moved(chain: Path, tmp_path: Pat
     assert (tmp_path / "again.star").read_text() == (chain / "predicted.star").read_text()
     config = json.loads((moved / "config.json").read_text())
     assert config["settings"]["training.epochs"] == 3
-    assert list(config["inputs"]) == ["train.star"]
+    assert config["inputs"][0][0].endswith("train.star")
 
 
 def test_training_learns(chain: Path) -> None:
@@ -103,7 +104,7 @@ def test_same_seed_same_model_and_resume_equals_straight_through(
 
     def save_then_die(self: loop.Trainer) -> None:
         save(self)
-        if self.progress.epoch == 2:
+        if self.epoch == 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop.Trainer, "save", save_then_die)
@@ -121,7 +122,38 @@ def test_same_seed_same_model_and_resume_equals_straight_through(
     straight, resumed = (load_model(path, torch.device("cpu")) for path in (chain / "model", model))
     for name, value in straight.network.state_dict().items():
         assert torch.allclose(value, resumed.network.state_dict()[name], atol=1e-4), name
-    succeed("train", star, "-o", model, "--resume", "--quiet", *TINY)  # finished: nothing to do
+    before = torch.load(model / "model.pt", weights_only=True)["weights"]
+    succeed("train", star, "-o", model, "--resume", "--quiet", *TINY)  # finished: the same model again
+    after = torch.load(model / "model.pt", weights_only=True)["weights"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    other = cryoforum("train", chain / "sim" / "test.star", "-o", model, "--resume", "--quiet", *TINY)
+    assert other.exit_code == 1
+    assert "started with other particles" in other.stderr
+
+
+def test_overwrite_spares_what_is_not_a_model_and_keeps_the_old_one_until_the_end(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cryoforum_plugin.training import loop
+
+    star, model = chain / "sim" / "train.star", tmp_path / "model"
+    model.mkdir()
+    (model / "thesis.tex").write_text("years of work")
+    refused = cryoforum("train", star, "-o", model, "--overwrite", *TINY)
+    assert refused.exit_code == 1
+    assert "holds other files" in refused.stderr
+    assert (model / "thesis.tex").exists()
+    shutil.rmtree(model)
+    shutil.copytree(chain / "model", model)
+    old = (model / "model.pt").read_bytes()
+
+    def die(self: loop.Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Trainer, "save", die)
+    assert cryoforum("train", star, "-o", model, "--overwrite", "--quiet", *TINY).exit_code == 130
+    assert (model / "model.pt").read_bytes() == old
+    succeed("predict", model, chain / "sim" / "test.star", "-o", tmp_path / "again.star", "--quiet")
 
 
 def test_select_reconstruct_and_report_follow(chain: Path, tmp_path: Path) -> None:

@@ -62,15 +62,18 @@ def contrast_options(command: Command) -> Command:
     return invert(ignore(command))
 
 
-def show_log(quiet: bool) -> None:
-    """Send the log's warnings to stderr (errors only when `quiet`), once."""
+class _EchoHandler(logging.Handler):
+    """Prints log messages on whatever stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"cryoforum: {record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
+def show_log() -> None:
+    """Send the log's warnings to stderr, once."""
     logger = logging.getLogger("cryoforum")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("cryoforum: %(levelname)s: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-    logger.handlers[0].setLevel(logging.ERROR if quiet else logging.WARNING)
+    if not any(isinstance(handler, _EchoHandler) for handler in logger.handlers):
+        logger.addHandler(_EchoHandler(logging.WARNING))
 
 
 @contextmanager

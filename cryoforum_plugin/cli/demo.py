@@ -36,11 +36,11 @@ def command(
 
     Takes a few minutes on two CPU cores.
     """
-    from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.atomic import check_directory
     from cryoforum_plugin.cli.main import main
-    from cryoforum_plugin.demo.run import DemoSize, run_demo
+    from cryoforum_plugin.demo.run import OUTPUTS, DemoSize, run_demo
 
-    check_output(output, overwrite)
+    check_directory(output, OUTPUTS, overwrite)
     if output.exists():
         shutil.rmtree(output)
     computing = {"simulate", "train", "predict", "reconstruct"}

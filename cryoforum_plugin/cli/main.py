@@ -7,7 +7,7 @@ import importlib
 import rich_click as click
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.cli.common import user_errors
+from cryoforum_plugin.cli.common import show_log, user_errors
 
 COMMANDS = {
     "train": "Learn orientations from refined particles.",
@@ -36,6 +36,7 @@ class LazyGroup(click.RichGroup):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
+        show_log()
         with user_errors(debug=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
 

@@ -18,9 +18,9 @@ from cryoforum_plugin.cli.common import (
     overwrite_option,
     precision_option,
     quiet_option,
-    show_log,
     write_json,
 )
+from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 
 @click.command(name="predict")
@@ -30,7 +30,7 @@ from cryoforum_plugin.cli.common import (
 @click.option(
     "--views",
     type=click.Choice(["1", "2", "4", "8"]),
-    default="4",
+    default=str(DEFAULT_VIEWS),
     show_default=True,
     help="Test-time in-plane views of each image: more is slower and a little more accurate.",
 )
@@ -52,7 +52,6 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     from cryoforum_plugin.network.model import load_model
     from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 
-    show_log(options["quiet"])
     for path in (output, options["json_file"]):
         if path is not None:
             check_output(path, options["overwrite"])

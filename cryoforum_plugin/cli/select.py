@@ -75,9 +75,9 @@ def _criteria(options: dict[str, Any]) -> Criteria:
     threshold = None
     if options["model"] is not None and options["statistic"] is not None:
         from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
-        from cryoforum_plugin.prediction.run import PredictOptions
+        from cryoforum_plugin.settings import DEFAULT_VIEWS
 
-        views = PredictOptions.views if options["views"] is None else options["views"]
+        views = DEFAULT_VIEWS if options["views"] is None else options["views"]
         threshold = read_model_quantile(options["model"], options["statistic"], quantile, views)
     return Criteria(
         min_confidence=options["min_confidence"],

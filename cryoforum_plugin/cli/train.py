@@ -17,7 +17,6 @@ from cryoforum_plugin.cli.common import (
     overwrite_option,
     precision_option,
     quiet_option,
-    show_log,
     write_json,
 )
 from cryoforum_plugin.settings import PRESETS, Settings
@@ -62,8 +61,10 @@ _DEFAULT = Settings()
 @click.option(
     "--seed", type=int, default=None, help=f"Seed of all random choices  [default: {_DEFAULT.training.seed}]"
 )
-@click.option("--devices", type=int, default=1, show_default=True, help="Devices to train on.")
-@click.option("--num-nodes", type=int, default=1, show_default=True, help="Machines to train on.")
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="Devices to train on.")
+@click.option(
+    "--num-nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines to train on."
+)
 @contrast_options
 @data_root_option
 @device_option
@@ -74,12 +75,15 @@ _DEFAULT = Settings()
 def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> None:
     """Train on refined PARTICLES (.star or .cs; several files allowed) and write a model folder."""
     from cryoforum_plugin import formats
+    from cryoforum_plugin.atomic import check_output
     from cryoforum_plugin.network.device import choose_device, choose_precision
+    from cryoforum_plugin.report import write_report
     from cryoforum_plugin.training.loop import make_fabric
     from cryoforum_plugin.training.train import train
 
-    show_log(options["quiet"])
     settings = _settings(options)
+    if options["json_file"] is not None:
+        check_output(options["json_file"], options["overwrite"])
     precision = choose_precision(options["precision"], choose_device(options["device"]))
     table = formats.read_many(particles, options["data_root"])
     fabric = make_fabric(options["device"], options["devices"], options["num_nodes"], precision)
@@ -96,6 +100,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     )
     if not fabric.is_global_zero:
         return
+    write_report(model_dir, model_dir / "report.html")
     write_json(options["json_file"], calibration, options["overwrite"])
     for views, figures in calibration["views"].items():
         click.echo(

@@ -12,10 +12,23 @@ from torch import Tensor
 
 from cryoforum_plugin.particles import FloatArray, Prediction
 from cryoforum_plugin.posterior import credible_radius, gaps, matrix_from_upper, mode, summarise
-from cryoforum_plugin.prediction.predict import RawPrediction
 
-TARGET_DEG = 5.0
+TARGET_DEG = 5.0  # the confidence is the probability of an error below this
 LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class RawPrediction:
+    """Network answers before calibration; rows that could not be read are NaN.
+
+    bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
+    """
+
+    bingham: Tensor
+    shift_A: Tensor
+    shift_sd_A: Tensor
+    features: Tensor
+    unusable: Tensor
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
+from cryoforum_plugin.confidence.calibration import TARGET_DEG
 from cryoforum_plugin.confidence.matching import match_rows
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry import angular_distance_to_group, symmetry_group
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 from cryoforum_plugin.posterior import credible_radius
 
-TARGET_DEG = 5.0  # the confidence is the probability of an error below this
 LARGE_ERROR_DEG = 10.0
 COVERAGE_LEVELS = (0.5, 0.9, 0.95)
 _ROWS_AT_ONCE = 16384
@@ -27,7 +28,8 @@ def evaluate(
 ) -> tuple[Figures, dict[str, str]]:
     """Compare `predicted` with `reference`, whose rows are found by identity, not by position.
 
-    Angular errors are modulo `symmetry`. The figures are those of docs/files.md; one that is undefined
+    Angular errors are modulo `symmetry`. Rows that could not be predicted (confidence 0, expected error
+    180 deg) still hold their old poses: they are left out and counted as `unpredicted`. The figures are those of docs/files.md; one that is undefined
     is None, and the second dictionary says why.
 
     Raises ParticleFileError when rows cannot be matched or one side has no orientations, SettingsError
@@ -39,6 +41,10 @@ def evaluate(
             raise ParticleFileError(f"{particles.source}: no orientations to compare")
     if len(predicted) == 0:
         raise ParticleFileError(f"{predicted.source}: no particles")
+    known = _predicted_rows(predicted)
+    unpredicted, predicted = len(predicted) - len(known), predicted[known]
+    if len(predicted) == 0:
+        raise ParticleFileError(f"{predicted.source}: no particle of it could be predicted")
     rows = match_rows(predicted, reference)
     error_rad = angular_errors(predicted.require_rotation(), reference.require_rotation()[rows], group)
     figures, reasons = error_figures(error_rad), {}
@@ -49,7 +55,14 @@ def evaluate(
         difference = predicted.shift_A - reference.shift_A[rows]
         figures["shift_rmse_A"] = float(np.sqrt((difference**2).sum(axis=1).mean()))
     more, why = uncertainty_figures(error_rad, predicted.prediction)
-    return figures | more, reasons | why
+    return figures | more | {"unpredicted": unpredicted}, reasons | why
+
+
+def _predicted_rows(particles: ParticleSet) -> NDArray[np.int64]:
+    prediction = particles.prediction
+    if prediction is None or prediction.expected_error_deg is None:
+        return np.arange(len(particles))
+    return np.flatnonzero((prediction.confidence > 0) | (prediction.expected_error_deg != 180))
 
 
 def angular_errors(predicted: FloatArray, reference: FloatArray, group: FloatArray) -> FloatArray:

@@ -15,6 +15,10 @@ from cryoforum_plugin.demo.pictures import summary_picture
 from cryoforum_plugin.geometry import symmetry_group
 
 MAP_FILE = Path(__file__).parent / "ribosome70S_4v5a_64px_6A.mrc"
+OUTPUTS = (
+    "training", "new", "model", "predicted.star", "selected.star", "rejected.star", "evaluation_all.json",
+    "map_predicted", "map_predicted.json", "map_selected", "map_selected.json", "demo.png", "report.html",
+)  # fmt: skip
 Run = Callable[..., None]
 
 

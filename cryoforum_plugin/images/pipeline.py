@@ -1,7 +1,8 @@
-"""From rows of a table to working images: read, window, recentre, crop in Fourier space, correct the CTF."""
+"""From rows of a table to working images: read, recentre, resample, correct the CTF, cut the window."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.stacks import StackReader
-from cryoforum_plugin.images.working import WorkingBox, to_working_ft
+from cryoforum_plugin.images.working import WorkingBox, cut_window, to_resampled_ft
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 
 CtfMode = Literal["flip", "multiply", "none"]
+PIXELS_AT_ONCE = 2**23  # 32 MB of float32
 
 
 def correct_ctf(ft: Tensor, ctf: Tensor | None, mode: CtfMode) -> Tensor:
@@ -31,31 +34,38 @@ def remaining_transfer(ctf: Tensor, mode: CtfMode) -> Tensor:
     return ctf.abs() if mode == "flip" else ctf.square()
 
 
+def unusable(images: Tensor) -> Tensor:
+    """Mask `(b,)` of images `(b, n, n)` that are constant or hold NaN or infinite pixels."""
+    low, high = images.flatten(1).aminmax(dim=1)
+    return ~(torch.isfinite(low) & torch.isfinite(high) & (high > low))
+
+
 @dataclass(frozen=True)
 class ImagePipeline:
     """Working images of `particles`; stateless but for the reader's open stacks.
 
-    contrast : +1 or -1, applied on top of the table's own contrast signs.
+    box_px : size of the originals. contrast : +1 or -1, on top of the table's own contrast signs.
     """
 
     particles: ParticleSet
     reader: StackReader
+    box_px: int
     box: WorkingBox
     ctf_mode: CtfMode
     contrast: float
     device: torch.device
 
-    def ctf(self, rows: IntArray) -> Tensor | None:
-        """CTF `(b, n, n // 2 + 1)` of `rows` at the working box, or None where the table has none."""
-        if self.particles.ctf is None:
-            return None
-        return ctf_2d(self.particles.ctf[rows], self.box.size_px, self.sampling_A(rows), device=self.device)
+    def batches(self, rows: IntArray, most: int = 256) -> Iterator[IntArray]:
+        """Split `rows` into batches of at most `most`, fewer where the images are large."""
+        count = max(1, min(most, PIXELS_AT_ONCE // self.box_px**2))
+        return (rows[start : start + count] for start in range(0, len(rows), count))
 
     def sampling_A(self, rows: IntArray) -> FloatArray:
-        """Exact pixel size `(b,)` of the working images of `rows` (the window is a whole number of pixels)."""
-        pixel_A = self.particles.pixel_size_A[rows]
-        sides = np.array([self.box.crop_px(value) for value in np.unique(pixel_A)])
-        return sides[np.unique(pixel_A, return_inverse=True)[1]] * pixel_A / self.box.size_px
+        """Exact pixel size `(b,)` in Å of the working images of `rows`."""
+        sizes, inverse = np.unique(self.particles.pixel_size_A[rows], return_inverse=True)
+        even_px = self.box_px - self.box_px % 2
+        working = [even_px * size / self.box.resampled_px(self.box_px, float(size)) for size in sizes]
+        return np.array(working)[inverse.reshape(-1)]
 
     def read(self, rows: IntArray) -> Tensor:
         """Original images `(b, box, box)` float32 of `rows`, protein bright where the table says how."""
@@ -65,30 +75,40 @@ class ImagePipeline:
             images = images * sign[:, None, None]
         return torch.from_numpy(images).to(self.device)
 
-    def working(
-        self, rows: IntArray, shift_A: FloatArray | None = None, originals: Tensor | None = None
-    ) -> Tensor:
+    def read_usable(self, rows: IntArray) -> Tensor:
+        """As `read`; raise ImageStackError naming the first image that is constant, NaN or infinite."""
+        images = self.read(rows)
+        bad = np.flatnonzero(unusable(images).cpu().numpy())
+        if len(bad):
+            stack = self.particles.stacks[self.particles.stack_index[rows[bad[0]]]]
+            raise ImageStackError(
+                f"{stack}: image {self.particles.slice_index[rows[bad[0]]] + 1} (row {rows[bad[0]] + 1} of "
+                f"{self.particles.source}) is constant or holds NaN or infinite pixels; remove such particles"
+            )
+        return images
+
+    def working(self, rows: IntArray, shift_A: FloatArray | None, originals: Tensor) -> Tensor:
         """Working images `(b, n, n)` float32 of `rows`, before normalisation and mask.
 
         shift_A : `(b, 2)` x, y by which the content is translated first (recentring), or None.
-        originals : images read before, to read them once for several passes.
+        originals : `(b, box, box)`, what `read` gave for these rows.
         """
-        images = self.read(rows) if originals is None else originals
         shift = None if shift_A is None else torch.from_numpy(shift_A).to(self.device)
         pixel_A = self.particles.pixel_size_A[rows]
         n = self.box.size_px
-        ft = torch.empty(len(rows), n, n // 2 + 1, dtype=torch.complex64, device=self.device)
+        images = torch.empty(len(rows), n, n, device=self.device)
         for value in np.unique(pixel_A):
-            of_size = torch.from_numpy(np.flatnonzero(pixel_A == value)).to(self.device)
-            part = None if shift is None else shift[of_size]
-            ft[of_size] = to_working_ft(images[of_size], float(value), self.box, part)
-        ft = correct_ctf(ft, self.ctf(rows), self.ctf_mode)
-        result: Tensor = torch.fft.irfft2(ft, s=(n, n))
-        return result
+            of_size = np.flatnonzero(pixel_A == value)
+            part = slice(None) if len(of_size) == len(rows) else torch.from_numpy(of_size).to(self.device)
+            moved = None if shift is None else shift[part]
+            ft = to_resampled_ft(originals[part], float(value), self.box, moved)
+            ft = correct_ctf(ft, self._ctf(rows[of_size], ft.shape[-2]), self.ctf_mode)
+            whole = torch.fft.irfft2(ft, s=(ft.shape[-2],) * 2)
+            images[part] = cut_window(whole, n)
+        return images
 
-
-def unusable(images: Tensor) -> Tensor:
-    """Mask `(b,)` of images `(b, n, n)` that are constant or hold NaN or infinite pixels."""
-    flat = images.flatten(1)
-    low, high = flat.amin(1), flat.amax(1)
-    return ~(torch.isfinite(low) & torch.isfinite(high) & (high > low))
+    def _ctf(self, rows: IntArray, size_px: int) -> Tensor | None:
+        """CTF `(b, m, m // 2 + 1)` of whole images resampled to `size_px`, None where the table has none."""
+        if self.particles.ctf is None:
+            return None
+        return ctf_2d(self.particles.ctf[rows], size_px, self.sampling_A(rows), device=self.device)

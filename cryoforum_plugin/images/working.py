@@ -9,22 +9,25 @@ from torch import Tensor
 
 from cryoforum_plugin.images.fourier import crop_transform, shift_transform, soft_circular_mask
 
+RIM = 0.47  # radius, in box sides, beyond which a working image shows noise only
+FLAT = 1e-6  # rim variance, relative to the whole image, below which the rim says nothing about the noise
+
 
 @dataclass(frozen=True)
 class WorkingBox:
-    """A square of `side_A` around the particle, sampled on `size_px` (even) pixels."""
+    """A square of about `side_A` around the particle, sampled on `size_px` (even) pixels."""
 
     side_A: float
     size_px: int
 
-    @property
-    def pixel_size_A(self) -> float:
-        """Pixel size of the working image in Å."""
-        return self.side_A / self.size_px
+    def resampled_px(self, box_px: int, pixel_size_A: float) -> int:
+        """Even size to which whole images of `box_px` are Fourier-cropped (or padded, if coarser).
 
-    def crop_px(self, pixel_size_A: float) -> int:
-        """Side, in pixels of the original image, of the square that is cut out (even)."""
-        return max(2, 2 * round(self.side_A / pixel_size_A / 2))
+        The working pixel is then `box_px * pixel_size_A / resampled_px`: the nearest to side_A / size_px
+        that an even box has.
+        """
+        even_px = box_px - box_px % 2
+        return max(2, 2 * round(even_px * pixel_size_A * self.size_px / self.side_A / 2))
 
 
 def _radius_px(size_px: int, device: torch.device) -> Tensor:
@@ -33,62 +36,73 @@ def _radius_px(size_px: int, device: torch.device) -> Tensor:
     return (axis[:, None] ** 2 + axis[None, :] ** 2).float().sqrt()
 
 
+def outside(size_px: int, radius_px: float, device: torch.device) -> Tensor:
+    """Weights `(size_px ** 2,)` that average over the pixels outside `radius_px`, at least the corners."""
+    mask = (_radius_px(size_px, device) > min(radius_px, size_px / 2)).float().flatten()
+    return mask / mask.sum()
+
+
 def normalise_background(images: Tensor, radius_px: float) -> Tensor:
     """Shift and scale images `(b, n, n)` so that pixels outside `radius_px` have mean 0 and s.d. 1.
 
-    An image whose background is constant is returned as zeros.
+    Where the background is flat (images masked by zeros) the whole image takes its place; a constant
+    image is returned as zeros.
     """
-    n = images.shape[-1]
-    outside = (_radius_px(n, images.device) > min(radius_px, n / 2)).to(images.dtype).flatten()
-    count = outside.sum()
     flat = images.flatten(1)
-    mean = (flat @ outside / count)[:, None]
-    variance = ((flat - mean).square() @ outside / count)[:, None]
-    scale = torch.where(variance > 0, variance, torch.inf).rsqrt()
+    weight = outside(images.shape[-1], radius_px, images.device)
+    mean = (flat @ weight)[:, None]
+    variance = ((flat - mean).square() @ weight)[:, None]
+    whole_mean, whole_variance = flat.mean(1, keepdim=True), flat.var(1, correction=0, keepdim=True)
+    no_noise = variance <= FLAT * whole_variance
+    mean = torch.where(no_noise, whole_mean, mean)
+    variance = torch.where(no_noise, whole_variance, variance)
+    constant = variance <= (1e-6 * mean).square()  # to rounding
+    scale = torch.where(constant, torch.inf, variance).rsqrt()
     return ((flat - mean) * scale).view_as(images)
 
 
-def cut_window(images: Tensor, side_px: int, centre_shift_px: Tensor | None) -> Tensor:
-    """Cut squares `(b, side_px, side_px)` about pixel n // 2 - centre_shift_px (integers x, y), 0 outside."""
-    n = images.shape[-1]
-    if centre_shift_px is None:
-        centre_shift_px = torch.zeros(len(images), 2, dtype=torch.long, device=images.device)
-    offset = torch.arange(side_px, device=images.device) + n // 2 - side_px // 2
-    columns = offset - centre_shift_px[:, :1]  # (b, side)
-    rows = offset - centre_shift_px[:, 1:]
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    window = images[batch, rows.clamp(0, n - 1)[:, :, None], columns.clamp(0, n - 1)[:, None, :]]
-    inside = ((rows >= 0) & (rows < n))[:, :, None] & ((columns >= 0) & (columns < n))[:, None, :]
-    return window * inside
-
-
-def to_working_ft(images: Tensor, pixel_size_A: float, box: WorkingBox, shift_A: Tensor | None) -> Tensor:
-    """Transform of the working image, `(b, size_px, size_px // 2 + 1)` complex64, before any CTF handling.
+def to_resampled_ft(images: Tensor, pixel_size_A: float, box: WorkingBox, shift_A: Tensor | None) -> Tensor:
+    """Transform of whole images at the working pixel size, `(b, m, m // 2 + 1)` complex64.
 
     images : `(b, n, n)` float32 originals at `pixel_size_A`. shift_A : `(b, 2)` x, y by which the content is
-    translated (recentring), or None. The background is normalised, a window of `box.side_A` cut out around
-    the centre (whole pixels) and moved by the rest in Fourier space, and only low frequencies are kept.
+    translated (recentring, sub-pixel), or None. The background, outside the window, is normalised. The
+    window is cut by `cut_window` only after the CTF was corrected: the CTF spreads a particle beyond it.
     """
-    side_px = box.crop_px(pixel_size_A)
-    images = normalise_background(images, side_px / 2)
-    whole, rest = None, None
-    if shift_A is not None:
-        shift_px = shift_A / pixel_size_A
-        whole = shift_px.round().long()
-        rest = (shift_px - whole).float() * (box.size_px / side_px)
-    ft = torch.fft.rfft2(cut_window(images, side_px, whole))
-    size = box.size_px
-    ft = crop_transform(ft, size) if side_px >= size else _pad_transform(ft, side_px, size)
-    return ft if rest is None else shift_transform(ft, rest)
+    n = images.shape[-1]
+    images = images[:, : n - n % 2, : n - n % 2]  # an even box with the centre where it was, at n // 2
+    images = normalise_background(images, box.side_A / pixel_size_A / 2)
+    size = box.resampled_px(n, pixel_size_A)
+    ft = torch.fft.rfft2(images)
+    ft = crop_transform(ft, size) if size <= images.shape[-1] else _pad_transform(ft, size)
+    if shift_A is None:
+        return ft
+    return shift_transform(ft, shift_A.float() * (size / (images.shape[-1] * pixel_size_A)))
 
 
-def _pad_transform(ft: Tensor, side_px: int, size: int) -> Tensor:
-    """Embed a small transform in a larger box (finer sampling of the same square)."""
-    half = side_px // 2
-    padded = ft.new_zeros(len(ft), size, size // 2 + 1)
-    padded[:, :half, : half + 1] = ft[:, :half]
-    padded[:, -half:, : half + 1] = ft[:, half:]
-    return padded * (size / side_px) ** 2
+def _pad_transform(ft: Tensor, size_px: int) -> Tensor:
+    """Embed transforms `(b, n, n // 2 + 1)` in those of a larger box: finer sampling, values kept."""
+    n = ft.shape[-2]
+    half = n // 2
+    padded = ft.new_zeros(len(ft), size_px, size_px // 2 + 1)
+    padded[:, :half, :half] = ft[:, :half, :half]
+    padded[:, size_px - half + 1 :, :half] = ft[:, half + 1 :, :half]
+    return padded * (size_px / n) ** 2
+
+
+def cut_window(images: Tensor, size_px: int) -> Tensor:
+    """Cut or pad with zeros images `(b, m, m)` to `(b, size_px, size_px)` about pixel m // 2."""
+    m = images.shape[-1]
+    if m < size_px:
+        before = size_px // 2 - m // 2
+        return torch.nn.functional.pad(images, [before, size_px - m - before] * 2)
+    start = m // 2 - size_px // 2
+    return images[:, start : start + size_px, start : start + size_px]
+
+
+def rim_deviation(images: Tensor) -> Tensor:
+    """Standard deviation `(b,)` of working images `(b, n, n)` at the rim, outside the particle."""
+    flat, weight = images.flatten(1), outside(images.shape[-1], RIM * images.shape[-1], images.device)
+    return ((flat - (flat @ weight)[:, None]).square() @ weight).sqrt()
 
 
 def finish(images: Tensor) -> Tensor:
@@ -99,4 +113,4 @@ def finish(images: Tensor) -> Tensor:
     n = images.shape[-1]
     edge = max(2.0, n / 16)
     mask = soft_circular_mask(n, n / 2 - 1 - edge, edge, images.device)
-    return (normalise_background(images, 0.47 * n) * mask).unsqueeze(1)
+    return (normalise_background(images, RIM * n) * mask).unsqueeze(1)

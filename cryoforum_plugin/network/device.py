@@ -41,7 +41,11 @@ def cpu_multiplies_bf16() -> bool:
 def choose_precision(name: str, device: torch.device) -> Precision:
     """Precision for "auto", "32" or "bf16": auto takes bf16 where the hardware multiplies it."""
     if name == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
+        has_bf16 = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else cpu_multiplies_bf16()
+        )
         return "bf16-mixed" if has_bf16 else "32-true"
     if name not in ("32", "bf16"):
         raise SettingsError(f"unknown precision {name!r}; use auto, 32 or bf16")

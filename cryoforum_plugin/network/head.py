@@ -65,15 +65,20 @@ class RotationHead(nn.Module):
         hidden = hidden + nn.functional.silu(self.second(hidden))
         theta, shift = self.rotation(hidden), self.shift(hidden)
         with torch.autocast(features.device.type, enabled=False):
-            matrices = matrix_from_upper(theta.float())  # (b, positions, 4, 4)
+            theta, shift, hidden = (_at_least_float32(x) for x in (theta, shift, hidden))
+            matrices = matrix_from_upper(theta)  # (b, positions, 4, 4)
             bingham = torch.einsum("jki,bjkl,jlm->bim", self.to_frame, matrices, self.to_frame)
-            vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2].float())
+            vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2])
             return NetworkOutput(
                 bingham=bingham / math.sqrt(len(self.turn)),
                 shift=SHIFT_SCALE * vectors.mean(1),
-                shift_log_variance=shift[..., 2].float().mean(1) + 2 * math.log(SHIFT_SCALE),
-                features=hidden.float().mean(1),
+                shift_log_variance=shift[..., 2].mean(1) + 2 * math.log(SHIFT_SCALE),
+                features=hidden.mean(1),
             )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class PoseNetwork(nn.Module):

@@ -51,6 +51,7 @@ def save_model(directory: Path, model: Model, provenance: dict[str, Any]) -> Non
         "box": {"side_A": model.box.side_A, "size_px": model.box.size_px},
         "weights": model.network.state_dict(),
         "outliers": model.outliers,
+        "calibration": model.calibration,
     }
     for name, data in (
         ("calibration.json", model.calibration),
@@ -95,10 +96,15 @@ def load_model(directory: Path, device: torch.device) -> Model:
         box = WorkingBox(float(content["box"]["side_A"]), int(content["box"]["size_px"]))
         network = build_network(settings, box.size_px)
         network.load_state_dict(content["weights"])
-        calibration = json.loads((directory / "calibration.json").read_text())
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SettingsError) as error:
+        calibration, outliers = content["calibration"], content["outliers"]
+        calibration["views"]["1"]["width"]
+    except SettingsError as error:
+        raise ModelError(
+            f"{path} was written by another version of cryoforum ({error}); update it"
+        ) from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{directory} is damaged ({type(error).__name__}: {error}); copy it again or train again"
         ) from error
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Model(network, settings, box, calibration, content["outliers"])
+    return Model(network, settings, box, calibration, outliers)

@@ -122,8 +122,8 @@ class ParticleSet:
         """Return `rotation`; raise ParticleFileError when the table has no orientations."""
         if self.rotation is None:
             raise ParticleFileError(
-                f"{self.source}: no 3D alignment (rlnAngleRot/Tilt/Psi or alignments3D/pose); "
-                "training needs the particles of a finished 3D refinement"
+                f"{self.source}: no orientations, no 3D alignment (rlnAngleRot/Tilt/Psi or alignments3D/pose); "
+                "take the particles of a finished 3D refinement"
             )
         return self.rotation
 

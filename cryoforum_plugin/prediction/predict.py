@@ -4,37 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cryoforum_plugin.confidence.calibration import RawPrediction
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
-from cryoforum_plugin.particles import FloatArray, IntArray
+from cryoforum_plugin.particles import IntArray
+from cryoforum_plugin.posterior import upper_from_matrix
 from cryoforum_plugin.prediction.views import predict_views
 from cryoforum_plugin.progress import Advance
 
-# A particle is recentred and predicted again when its shift exceeds this part of the trained range.
-RECENTRE_ABOVE = 0.5
-
-
-@dataclass(frozen=True)
-class RawPrediction:
-    """Network answers before calibration; rows that could not be read are NaN.
-
-    bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
-    """
-
-    bingham: Tensor
-    shift_A: Tensor
-    shift_sd_A: Tensor
-    features: Tensor
-    unusable: Tensor
+# A particle is recentred and predicted again while it lies further off than this part of the trained range.
+RECENTRE_ABOVE = 1.0
+MOST_PASSES = 3
 
 
 class Predictor:
@@ -53,38 +41,42 @@ class Predictor:
         for of_batch, originals in self._read_ahead(rows, batch_size):
             bad = unusable(originals)
             if bad.any():
-                originals = torch.where(bad[:, None, None], torch.randn_like(originals), originals)
-            parts.append(self._batch(of_batch, originals, bad))
+                originals = torch.where(bad[:, None, None], torch.zeros_like(originals), originals)
+            parts.append(self._batch(of_batch, originals, bad.cpu()))
             advance(len(of_batch), "")
         return RawPrediction(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _read_ahead(self, rows: IntArray, batch_size: int) -> Iterator[tuple[IntArray, Tensor]]:
-        starts = range(0, len(rows), batch_size)
+        batches = list(self.pipeline.batches(rows, batch_size))
         with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(self.pipeline.read, rows[:batch_size])
-            for start in starts:
-                of_batch, images = rows[start : start + batch_size], pending.result()
-                following = rows[start + batch_size : start + 2 * batch_size]
-                if len(following):
+            pending = pool.submit(self.pipeline.read, batches[0])
+            for of_batch, following in zip(batches, [*batches[1:], None], strict=True):
+                images = pending.result()
+                if following is not None:
                     pending = pool.submit(self.pipeline.read, following)
                 yield of_batch, images
 
     def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor, ...]:
-        images = self.pipeline.working(rows, None, originals)
-        output = self._network(images)
-        shift_A = output.shift.double().cpu() * self.model.box.side_A
-        off_centre = np.flatnonzero((shift_A.norm(dim=1) > self.recentre_above_A).numpy())
-        if len(off_centre):
-            first: FloatArray = shift_A[off_centre].numpy()
-            again = self._network(self.pipeline.working(rows[off_centre], first, originals[off_centre]))
+        """Network answers of one batch, in Å and radians; NaN where `bad` `(b,)`."""
+        side_A = torch.from_numpy(self.pipeline.sampling_A(rows) * self.pipeline.box.size_px)
+        output = self._network(self.pipeline.working(rows, None, originals))
+        shift_A = output.shift.double().cpu() * side_A[:, None]
+        limit_A = self.pipeline.box_px * torch.from_numpy(self.pipeline.particles.pixel_size_A[rows]) / 2
+        last = shift_A.clone()
+        for _ in range(MOST_PASSES - 1):
+            far = np.flatnonzero((last.norm(dim=1) > self.recentre_above_A).numpy() & ~bad.numpy())
+            if not len(far):
+                break
+            start_A = shift_A[far].clamp(-limit_A[far, None], limit_A[far, None])
+            again = self._network(self.pipeline.working(rows[far], start_A.numpy(), originals[far]))
             for old, new in zip(output, again, strict=True):
-                old[off_centre] = new
-            shift_A[off_centre] += again.shift.double().cpu() * self.model.box.side_A
-        sd_A = (output.shift_log_variance / 2).exp().cpu() * self.model.box.side_A
-        row, column = torch.triu_indices(4, 4)
-        parts = (output.bingham[:, row, column].cpu(), shift_A, sd_A, output.features.cpu())
-        nan = bad.cpu()
-        return (*(torch.where(nan.view(-1, *[1] * (p.ndim - 1)), torch.nan, p) for p in parts), nan)
+                old[far] = new
+            last = torch.zeros_like(last)
+            last[far] = again.shift.double().cpu() * side_A[far, None]
+            shift_A[far] = start_A + last[far]
+        sd_A = (output.shift_log_variance.double().cpu() / 2).exp() * side_A
+        parts = (upper_from_matrix(output.bingham).cpu(), shift_A, sd_A, output.features.cpu())
+        return (*(torch.where(bad.view(-1, *[1] * (p.ndim - 1)), torch.nan, p) for p in parts), bad)
 
     def _network(self, images: Tensor) -> NetworkOutput:
         return predict_views(self._forward, images, self.views, self.group)

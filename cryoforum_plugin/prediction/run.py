@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -20,15 +20,17 @@ from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import progress
+from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 LOG = logging.getLogger("cryoforum")
+ROWS_AT_ONCE = 16_384  # calibrated together; bounds the memory for features
 
 
 @dataclass(frozen=True)
 class PredictOptions:
     """Choices of one prediction run; contrast None = as the model was trained."""
 
-    views: int = 4
+    views: int = DEFAULT_VIEWS
     batch_size: int = 256
     contrast: str | None = None
     quiet: bool = False
@@ -45,22 +47,29 @@ def predict_particles(
     if options.views not in VIEW_COUNTS:
         raise SettingsError(f"views must be one of {', '.join(map(str, VIEW_COUNTS))}; got {options.views}")
     pipeline = _pipeline(model, particles, device, options)
-    contrast = _checked_contrast(pipeline, model, options)
-    rows = np.arange(len(particles))
+    if (options.contrast or model.settings.images.contrast) != "ignore":
+        _check_contrast(pipeline)
     predictor = Predictor(model, pipeline, precision, options.views)
+    figures = model.calibration["views"][str(options.views)]
+    factors, outliers = Calibration(figures["width"], figures["shift"]), OutlierModel(**model.outliers)
+    parts, rows = [], np.arange(len(particles))
     with progress("predicting", len(rows), options.quiet) as advance:
-        raw = predictor.predict(rows, options.batch_size, advance)
-    bad = int(raw.unusable.sum())
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            raw = predictor.predict(rows[start : start + ROWS_AT_ONCE], options.batch_size, advance)
+            parts.append(calibrated(raw, factors, outliers.score(raw.features)))
+    prediction = _joined(parts)
+    bad = int(np.isnan(prediction.confidence).sum())
     if bad == len(rows):
         raise ImageStackError(f"{particles.source}: every image is constant or holds NaN or infinite pixels")
     if bad:
         LOG.warning("%d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
                     bad, len(rows))  # fmt: skip
-    factors = model.calibration["views"][str(options.views)]
-    outliers = OutlierModel(**model.outliers)
-    if contrast:
-        LOG.warning(contrast)
-    return calibrated(raw, Calibration(factors["width"], factors["shift"]), outliers.score(raw.features))
+    return prediction
+
+
+def _joined(parts: list[Prediction]) -> Prediction:
+    values = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prediction)}
+    return Prediction(**values)
 
 
 def _pipeline(
@@ -68,6 +77,8 @@ def _pipeline(
 ) -> ImagePipeline:
     settings = model.settings.images
     if settings.ctf == "none":
+        if particles.ctf is not None:
+            LOG.warning("the model was trained without CTF; that of %s is not used", particles.source)
         particles = replace(particles, ctf=None)
     else:
         particles.require_ctf()
@@ -76,22 +87,23 @@ def _pipeline(
     side_A = box_px * float(particles.pixel_size_A.min())
     if side_A < 0.7 * model.box.side_A:
         raise ModelError(
-            f"{particles.source}: images of {box_px} px at {particles.pixel_size_A.min():g} A/px show {side_A:.0f} A, "
-            f"but the model looks at {model.box.side_A:.0f} A; it was trained on another particle or box"
+            f"{particles.source}: images of {box_px} px at {particles.pixel_size_A.min():g} A/px show "
+            f"{side_A:.0f} A, but the model looks at {model.box.side_A:.0f} A; it was trained on another "
+            "particle or box"
         )
     if side_A < 0.95 * model.box.side_A:
         LOG.warning("the images show %.0f A, the model looks at %.0f A; the rim is filled with zeros",
                     side_A, model.box.side_A)  # fmt: skip
     contrast = -1.0 if (options.contrast or settings.contrast) == "invert" else 1.0
     mode: CtfMode = settings.ctf  # type: ignore[assignment]
-    return ImagePipeline(particles, reader, model.box, mode, contrast, device)
+    return ImagePipeline(particles, reader, box_px, model.box, mode, contrast, device)
 
 
-def _checked_contrast(pipeline: ImagePipeline, model: Model, options: PredictOptions) -> str | None:
-    """Refuse dark protein before any work; return a warning where a sample of the images cannot tell."""
-    if (options.contrast or model.settings.images.contrast) == "ignore":
-        return None
+def _check_contrast(pipeline: ImagePipeline) -> None:
+    """Refuse dark protein before any work; warn where a sample of the images cannot tell."""
     check = ContrastCheck()
-    for rows in np.array_split(sample_rows(np.arange(len(pipeline.particles))), 2):
-        check.add(pipeline.working(rows))
-    return check.verdict(pipeline.particles.source)
+    for rows in pipeline.batches(sample_rows(np.arange(len(pipeline.particles)))):
+        check.add(pipeline.working(rows, None, pipeline.read(rows)))
+    warning = check.verdict(pipeline.particles.source)
+    if warning:
+        LOG.warning(warning)

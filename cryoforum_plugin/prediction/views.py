@@ -53,7 +53,8 @@ def predict_views(
         outputs.append(output._replace(bingham=bingham, shift=_undo(output.shift, turn, flip)))
     if views == 1:
         return NetworkOutput(*outputs[0])
-    return NetworkOutput(*(torch.stack(part).mean(0) for part in zip(*outputs, strict=True)))
+    mean = NetworkOutput(*(torch.stack(part).mean(0) for part in zip(*outputs, strict=True)))
+    return mean._replace(features=outputs[0].features)  # the outlier score is ranked against single views
 
 
 def _undo(vectors: Tensor, turn: Tensor, flip: Tensor) -> Tensor:

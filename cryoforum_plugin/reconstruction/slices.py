@@ -91,9 +91,7 @@ class SliceSource:
         usable = torch.isfinite(flat).all(1) & (flat.amax(1) > flat.amin(1))
         images = torch.where(usable[:, None, None], images, torch.zeros_like(images))
         if self.settings.normalise:
-            scaled = normalise_background(images, self.even_px / 2)
-            flat_background = (scaled == 0).flatten(1).all(1)  # masked particles, noise-free simulations
-            images = torch.where(flat_background[:, None, None], images, scaled)
+            images = normalise_background(images, self.even_px / 2)
         transforms = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
         transforms = crop_transform(transforms, self.box_px) * (self.box_px / self.even_px)  # density kept
         sign = torch.from_numpy(particles.contrast_sign[rows]).float().to(device)

@@ -12,6 +12,8 @@ from torch import Tensor
 from cryoforum_plugin.atomic import atomic_directory
 from cryoforum_plugin.reconstruction.reconstruct import Reconstruction
 
+OUTPUTS = ("half1.mrc", "half2.mrc", "map.mrc", "fsc.csv")
+
 
 def write_map(path: Path, volume: Tensor, pixel_size_A: float) -> None:
     """Write a zyx map `(n, n, n)` as MRC, float32."""
@@ -33,7 +35,7 @@ def write_fsc(path: Path, fsc: Tensor, pixel_size_A: float) -> None:
 
 def write_reconstruction(result: Reconstruction, path: Path, overwrite: bool = False) -> None:
     """Write maps and FSC into folder `path`, whole or not at all. Raises OutputError."""
-    with atomic_directory(path, overwrite) as folder:
+    with atomic_directory(path, OUTPUTS, overwrite) as folder:
         for name, volume in (("half1", result.half1), ("half2", result.half2), ("map", result.map)):
             write_map(folder / f"{name}.mrc", volume, result.pixel_size_A)
         write_fsc(folder / "fsc.csv", result.fsc, result.pixel_size_A)

@@ -84,7 +84,12 @@ def write_simulation(
     2 off-centre, 3 wrong particle), set. Raises OutputError if `path` exists and `overwrite` is false.
     """
     names = split_names(len(draw), split)
-    with atomic_directory(path, overwrite) as folder:
+    owned = (
+        STACK,
+        "truth.csv",
+        *(f"{name}{end}" for name in ("particles", "train", "test") for end in (".star", ".cs")),
+    )
+    with atomic_directory(path, owned, overwrite) as folder:
         images = _counted(simulator.images(draw), progress)
         write_stack(folder / STACK, images, simulator.pixel_size_A, "float16" if float16 else "float32")
         _write_truth(folder / "truth.csv", draw, names)

@@ -15,7 +15,7 @@ from cryoforum_plugin.images.augment import in_plane_operation, mirror, quarter_
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import shift_images, shift_transform
 from cryoforum_plugin.images.pipeline import CtfMode, remaining_transfer
-from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.images.working import finish, rim_deviation
 from cryoforum_plugin.particles import Ctf, FloatArray
 from cryoforum_plugin.settings import TrainingSettings
 from cryoforum_plugin.simulation.project import Projector
@@ -94,22 +94,31 @@ class BatchMaker:
         images = transform_images(self.data.load(rows), angle, mirrored)
         shift = self._shift_px(b)
         images = shift_images(images, -shift)
+        # noise of the image's own strength, measured at its rim: the s.d. grows by up to noise_range
         excess = self._uniform(b, low=1, high=self.settings.noise_range).square() - 1
         noise = torch.randn(b, size, size, generator=self.generator).to(self.device)
-        images = images + excess.sqrt()[:, None, None] * noise
+        images = images + (excess.sqrt() * rim_deviation(images))[:, None, None] * noise
         rotation = roma.quat_product(
             self.data.rotation[rows.to(self.device)], in_plane_operation(angle, mirrored)
         )
         return Batch(finish(images), rotation, shift / size)
 
     def _simulated(self, rows: Tensor, projector: Projector) -> Batch:
-        """The reference in random poses, with the CTFs and the noise (image minus projection) of `rows`."""
+        """The reference in random poses, with the noise (image minus projection) of `rows`.
+
+        The CTFs are those of other particles, drawn at random; where images are multiplied by their CTF,
+        which shapes the noise too, they are the particle's own.
+        """
         b, size = len(rows), projector.box_px
-        transfer = self.data.transfer(rows)
+        own_transfer = self.data.transfer(rows)
+        transfer = own_transfer
+        if self.data.ctf_mode != "multiply":
+            other = torch.randint(len(self.data.rotation), (b,), generator=self.generator)
+            transfer = self.data.transfer(other)
         rotation = random_quaternions(b, self.generator).to(self.device)
         known = self.data.rotation[rows.to(self.device)]
         slices = projector.slices(roma.unitquat_to_rotmat(torch.cat([rotation, known])))
-        signal, explained = (slices.unflatten(0, (2, b)) * transfer).unbind(0)
+        signal, explained = slices[:b] * transfer, slices[b:] * own_transfer
         shift = self._shift_px(b)
         signal, explained = torch.fft.fftshift(
             torch.fft.irfft2(torch.stack([shift_transform(signal, -shift), explained]), s=(size, size)),

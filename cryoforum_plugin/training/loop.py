@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,6 @@ class ValidationData:
     rotation: Tensor
 
 
-@dataclass
-class Progress:
-    """What a checkpoint keeps besides weights and optimiser."""
-
-    epoch: int = 0
-    best_nll: float = float("inf")
-    best_weights: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, float]] = field(default_factory=list)
-
-
 @torch.inference_mode()
 def validate(network: nn.Module, data: ValidationData, group: Tensor) -> tuple[float, float, float]:
     """Negative log-likelihood (nat), median and mean error (deg) over the validation images, one view."""
@@ -74,8 +65,12 @@ def validate(network: nn.Module, data: ValidationData, group: Tensor) -> tuple[f
             else angular_distance_to_group(found, rotation.double(), group.double())
         )
     network.train()
-    error = torch.rad2deg(torch.cat(errors))
-    return float(torch.cat(likelihood).mean()), float(error.median()), float(error.mean())
+    error, nll = torch.rad2deg(torch.cat(errors)), float(torch.cat(likelihood).mean())
+    if not math.isfinite(nll):
+        raise ModelError(
+            "training diverged (the validation loss is not finite); lower training.learning_rate"
+        )
+    return nll, float(error.median()), float(error.mean())
 
 
 class Trainer:
@@ -114,12 +109,17 @@ class Trainer:
             cycle_momentum=False,
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
-        self.progress = Progress()
+        self.metrics: list[EpochMetrics] = []
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done so far."""
+        return len(self.metrics)
 
     def run(self, advance: Advance) -> dict[str, Any]:
         """Train the remaining epochs; return the weights with the best validation likelihood."""
-        start = time.monotonic() - (self.progress.metrics[-1]["seconds"] if self.progress.metrics else 0.0)
-        for epoch in range(self.progress.epoch + 1, self.epochs + 1):
+        start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
+        for epoch in range(self.epoch + 1, self.epochs + 1):
             # seeded by epoch and process: a resumed run draws what the killed one would have drawn
             self.batches.generator.manual_seed(
                 (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
@@ -127,20 +127,19 @@ class Trainer:
             train_nll = self._epoch(advance)
             nll, median, mean = validate(self.network, self.validation, self.group)
             rate = float(self.schedule.get_last_lr()[0])
-            row = EpochMetrics(epoch, train_nll, nll, median, mean, rate, time.monotonic() - start)
-            self.progress.metrics.append(asdict(row))
-            self.progress.epoch = epoch
-            if nll < self.progress.best_nll:
-                self.progress.best_nll = nll
-                self.progress.best_weights = {
-                    name: value.detach().cpu().clone()
-                    for name, value in self.network.module.state_dict().items()
-                }
-            self.save()
-            LOG.info("epoch %d/%d: train %.3f nat, validation %.3f nat, median %.2f deg, mean %.2f deg", epoch,
-                     self.epochs, train_nll, nll, median, mean)  # fmt: skip
+            self.metrics.append(
+                EpochMetrics(epoch, train_nll, nll, median, mean, rate, time.monotonic() - start)
+            )
+            if self.fabric.is_global_zero:
+                self.save()
+            LOG.info(
+                "epoch %d/%d: train %.3f nat, validation %.3f nat, median %.2f deg, mean %.2f deg",
+                epoch, self.epochs, train_nll, nll, median, mean,
+            )  # fmt: skip
             advance(0, f"validation median {median:.2f}°")
-        return self.progress.best_weights
+        self.fabric.barrier()
+        best: dict[str, Any] = torch.load(self.checkpoint / "best.pt", map_location="cpu", weights_only=True)
+        return best
 
     def _rows(self) -> Tensor:
         """Training rows of one epoch: permutations of the particles, as many as it takes."""
@@ -169,27 +168,30 @@ class Trainer:
         return total / self.steps_per_epoch
 
     def save(self) -> None:
-        """Write checkpoint/last.pt and metrics.csv, each whole or not at all (first process only)."""
-        if not self.fabric.is_global_zero:
-            return
+        """Write checkpoint/best.pt (if this epoch is the best), last.pt and metrics.csv, each whole."""
+        weights = self.network.module.state_dict()
+        if self.metrics[-1].validation_nll <= min(row.validation_nll for row in self.metrics):
+            with atomic_file(self.checkpoint / "best.pt", overwrite=True) as temporary:
+                torch.save(weights, temporary)
+        rows = [asdict(row) for row in self.metrics]
         state = {
-            "network": self.network.module.state_dict(),
+            "network": weights,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "progress": asdict(self.progress),
+            "metrics": rows,
         }
         with atomic_file(self.checkpoint / "last.pt", overwrite=True) as temporary:
             torch.save(state, temporary)
         with (
-            atomic_file(self.checkpoint.parent / "metrics.csv", overwrite=True) as temporary,
+            atomic_file(self.checkpoint / "metrics.csv", overwrite=True) as temporary,
             open(temporary, "w", newline="") as handle,
         ):
-            writer = csv.DictWriter(handle, fieldnames=list(self.progress.metrics[0]))
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
             writer.writeheader()
-            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in self.progress.metrics)
+            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in rows)
 
     def resume(self) -> bool:
-        """Load checkpoint/last.pt if there is one; return whether there was."""
+        """Load checkpoint/last.pt if there is one; return whether there was. Raises ModelError."""
         path = self.checkpoint / "last.pt"
         if not path.exists():
             return False
@@ -198,7 +200,7 @@ class Trainer:
             self.network.module.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
-            self.progress = Progress(**state["progress"])
+            self.metrics = [EpochMetrics(**row) for row in state["metrics"]]
         except Exception as error:
             raise ModelError(
                 f"{path} cannot be resumed from ({error}); train again with --overwrite"

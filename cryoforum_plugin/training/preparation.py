@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.errors import OutputError, ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck, sample_rows
-from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline, unusable
+from cryoforum_plugin.images.contrast import ContrastCheck, sample_rows
+from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
@@ -22,20 +24,22 @@ from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.simulation.project import Projector
 from cryoforum_plugin.training.batches import TrainingData
-from cryoforum_plugin.training.reference import BATCH, Reference, build_reference, estimate_diameter_A
+from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
 
 LOG = logging.getLogger("cryoforum")
-CACHE_IN_MEMORY_BYTES = 8 * 2**30
+LARGEST_SHIFT = 0.12  # fraction of the window: beyond, particles are cut off
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What the loop and the calibration need.
 
-    training : augmentable data. validation_images : `(m, n, n)` float16, as a prediction sees them (not
-    recentred). validation_rows, training_rows : rows of `particles`.
+    settings : with what was measured filled in (diameter, shift range). training : augmentable data.
+    validation_images : `(m, n, n)` float16, as a prediction sees them (not recentred). validation_rows,
+    training_rows : rows of `particles`.
     """
 
+    settings: Settings
     particles: ParticleSet
     pipeline: ImagePipeline
     training_rows: IntArray
@@ -52,41 +56,55 @@ def prepare(
 
     Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training.
     """
-    particles.require_rotation()
-    symmetry_group(settings.symmetry)  # refuses an unknown name
-    if settings.images.ctf == "none":
-        particles = replace(particles, ctf=None)
-    else:
-        particles.require_ctf()
+    particles = _checked(particles, settings)
     reader = StackReader(particles.stacks)
     box_px = reader.check(particles)
     training_rows, validation_rows = split_rows(
         particles, settings.training.validation_fraction, settings.training.seed
     )
     chosen = _reference_rows(training_rows, settings)
-    with progress("reading", len(particles) + len(chosen), quiet) as advance:
-        pipeline = _choose_box(particles, reader, box_px, chosen, settings, device, advance)
-        if settings.images.contrast != "ignore":
-            _check_contrast(pipeline, chosen)
+    measuring = len(chosen) if settings.images.diameter_A is None else 0
+    with progress("reading", len(particles) + measuring, quiet) as advance:
+        pipeline, settings = _choose_box(particles, reader, box_px, chosen, settings, device, advance)
         images = _cache(pipeline, training_rows, particles.shift_A, cache_dir / "training.f16", advance)
         validation = _cache(pipeline, validation_rows, None, cache_dir / "validation.f16", advance)
-    position = np.searchsorted(training_rows, chosen)
+    settings = _with_shift_range(settings, particles, pipeline)
+    position = np.full(len(particles), -1)
+    position[training_rows] = np.arange(len(training_rows))
     with progress("reference", len(chosen), quiet) as advance:
-        reference = build_reference(pipeline, chosen, settings.symmetry, images[position], advance)
+        reference = build_reference(
+            pipeline, chosen, settings.symmetry, lambda rows: images[position[rows]], advance
+        )
     LOG.info("reference: %d particles, %.1f A", len(chosen), reference.resolution_A)
     projector = None
     if settings.training.simulated > 0:
-        projector = Projector(reference.volume, pipeline.box.pixel_size_A).to(device)
-    rotation = torch.from_numpy(particles.require_rotation()[training_rows]).float().to(device)
+        projector = Projector(reference.volume, reference.pixel_size_A).to(device)
     training = TrainingData(
         images=images,
-        rotation=rotation,
+        rotation=torch.from_numpy(particles.require_rotation()[training_rows]).float().to(device),
         ctf=None if particles.ctf is None else particles.ctf[training_rows],
         sampling_A=pipeline.sampling_A(training_rows),
         ctf_mode=pipeline.ctf_mode,
         projector=projector,
     )
-    return Prepared(particles, pipeline, training_rows, validation_rows, training, validation, reference)
+    return Prepared(
+        settings, particles, pipeline, training_rows, validation_rows, training, validation, reference
+    )
+
+
+def _checked(particles: ParticleSet, settings: Settings) -> ParticleSet:
+    """Refuse particles without usable orientations or CTF; drop the CTF where it is not wanted."""
+    views = Rotation.from_quat(particles.require_rotation()).apply([0.0, 0.0, 1.0])
+    if len(views) > 1 and np.ptp(views, axis=0).max() < 1e-6:
+        raise ParticleFileError(
+            f"{particles.source}: every particle has the same viewing direction, as after a 2D classification; "
+            "training needs the particles of a finished 3D refinement"
+        )
+    symmetry_group(settings.symmetry)  # refuses an unknown name
+    if settings.images.ctf == "none":
+        return replace(particles, ctf=None)
+    particles.require_ctf()
+    return particles
 
 
 def _reference_rows(training_rows: IntArray, settings: Settings) -> IntArray:
@@ -105,67 +123,96 @@ def _choose_box(
     settings: Settings,
     device: torch.device,
     advance: Advance,
-) -> ImagePipeline:
+) -> tuple[ImagePipeline, Settings]:
     """Pipeline whose window holds the particle: from the given diameter, or from a quick reconstruction."""
-    full_A = float(box_px * np.median(particles.pixel_size_A))
+    pixel_A = float(np.median(particles.pixel_size_A))
+    full_A = box_px * pixel_A
     size = min(settings.images.size_px, box_px - box_px % 2)
     mode: CtfMode = settings.images.ctf  # type: ignore[assignment]
     contrast = -1.0 if settings.images.contrast == "invert" else 1.0
-    pipeline = ImagePipeline(particles, reader, WorkingBox(full_A, size), mode, contrast, device)
+    pipeline = ImagePipeline(particles, reader, box_px, WorkingBox(full_A, size), mode, contrast, device)
+    if settings.images.contrast != "ignore":
+        _check_contrast(pipeline, rows)
     diameter_A = settings.images.diameter_A
     if diameter_A is None:
-        whole = build_reference(pipeline, rows, settings.symmetry, None, advance)
-        diameter_A = estimate_diameter_A(whole)
+
+        def working(of_batch: IntArray) -> Tensor:
+            return pipeline.working(
+                of_batch, _rows_of(particles.shift_A, of_batch), pipeline.read_usable(of_batch)
+            )
+
+        diameter_A = estimate_diameter_A(build_reference(pipeline, rows, settings.symmetry, working, advance))
         if diameter_A is None:
             LOG.warning("the particle diameter could not be measured; the whole box is used")
-            return pipeline
+            return pipeline, settings
         LOG.info("measured particle diameter: %.0f A", diameter_A)
+        settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))
     side_A = min(diameter_A * settings.images.margin, full_A)
-    return replace(
-        pipeline, box=WorkingBox(side_A, min(size, WorkingBox(side_A, size).crop_px(full_A / box_px)))
-    )
+    size = min(size, 2 * int(side_A / pixel_A / 2))  # never finer than the images
+    return replace(pipeline, box=WorkingBox(side_A, size)), settings
+
+
+def _with_shift_range(settings: Settings, particles: ParticleSet, pipeline: ImagePipeline) -> Settings:
+    """Train for the shifts that the data have: 99 % of them, at least `max_shift` of the window."""
+    if particles.shift_A is None:
+        return settings
+    reach = float(np.quantile(np.abs(particles.shift_A), 0.99)) / pipeline.box.side_A
+    reach = min(max(settings.training.max_shift, reach), max(settings.training.max_shift, LARGEST_SHIFT))
+    return replace(settings, training=replace(settings.training, max_shift=reach))
+
+
+def _rows_of(values: FloatArray | None, rows: IntArray) -> FloatArray | None:
+    return None if values is None else values[rows]
 
 
 def _cache(
     pipeline: ImagePipeline, rows: IntArray, shift_A: FloatArray | None, file: Path, advance: Advance
 ) -> Tensor:
-    """Working images of `rows` as float16: in memory (on the device) if they fit, else a memory map."""
+    """Working images of `rows` as float16: on the device if they fit, else in a memory map."""
     n = pipeline.box.size_px
-    shape = (len(rows), n, n)
-    if len(rows) * n * n * 2 <= CACHE_IN_MEMORY_BYTES:
-        cache = torch.empty(shape, dtype=torch.float16, device=pipeline.device)
+    if len(rows) * n * n * 2 <= _free_bytes(pipeline.device) // 4:
+        cache = torch.empty((len(rows), n, n), dtype=torch.float16, device=pipeline.device)
     else:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        cache = torch.from_numpy(np.memmap(file, np.float16, "w+", shape=shape))
-    for start in range(0, len(rows), BATCH):
-        of_batch = rows[start : start + BATCH]
-        originals = pipeline.read(of_batch)
-        _refuse_unusable(pipeline.particles, of_batch, originals)
-        shift = None if shift_A is None else shift_A[of_batch]
-        images = pipeline.working(of_batch, shift, originals)
-        cache[start : start + BATCH] = images.to(cache.device, torch.float16)
+        cache = torch.from_numpy(_memory_map(file, (len(rows), n, n)))
+    done = 0
+    for of_batch in pipeline.batches(rows):
+        images = pipeline.working(of_batch, _rows_of(shift_A, of_batch), pipeline.read_usable(of_batch))
+        limit = torch.finfo(torch.float16).max
+        cache[done : done + len(of_batch)] = images.clamp(-limit, limit).to(cache.device, torch.float16)
+        done += len(of_batch)
         advance(len(of_batch), "")
     return cache
 
 
-def _refuse_unusable(particles: ParticleSet, rows: IntArray, images: Tensor) -> None:
-    """Raise ImageStackError naming the first training image that is constant, NaN or infinite."""
-    bad = unusable(images).cpu().numpy()
-    if bad.any():
-        row = rows[np.flatnonzero(bad)[0]]
-        stack = particles.stacks[particles.stack_index[row]]
-        raise ImageStackError(
-            f"{stack}: image {particles.slice_index[row] + 1} (row {row + 1} of {particles.source}) is constant or "
-            f"holds NaN or infinite pixels ({bad.sum()} such in this batch); remove such particles and train again"
-        )
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is free on a CUDA device, or for the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # macOS
+        return 8 * 2**30
+
+
+def _memory_map(file: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.float16]]:
+    """Make a file for a float16 array, with its space really taken, so that a full disk is an error here."""
+    try:
+        with open(file, "wb") as handle:
+            size = int(np.prod(shape)) * 2
+            handle.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(handle.fileno(), 0, size)
+    except OSError as error:
+        raise OutputError(f"cannot make the image cache {file}: {error.strerror}") from error
+    return np.memmap(file, np.float16, "r+", shape=shape)
 
 
 def _check_contrast(pipeline: ImagePipeline, rows: IntArray) -> None:
     """Refuse dark protein, warn where a sample of the images cannot tell."""
     check = ContrastCheck()
-    shift_A = pipeline.particles.shift_A
-    for of_batch in np.array_split(sample_rows(rows), max(1, SAMPLE // BATCH)):
-        check.add(pipeline.working(of_batch, None if shift_A is None else shift_A[of_batch]))
+    for of_batch in pipeline.batches(sample_rows(rows)):
+        shift_A = _rows_of(pipeline.particles.shift_A, of_batch)
+        check.add(pipeline.working(of_batch, shift_A, pipeline.read_usable(of_batch)))
     warning = check.verdict(pipeline.particles.source)
     if warning:
         LOG.warning(warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,10 @@ from torch import Tensor
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.pipeline import ImagePipeline, remaining_transfer
-from cryoforum_plugin.particles import IntArray
+from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A, wiener_regularisation
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -40,45 +39,50 @@ class Reference:
 
 
 def build_reference(
-    pipeline: ImagePipeline, rows: IntArray, symmetry: str, working: Tensor | None, advance: Advance
+    pipeline: ImagePipeline,
+    rows: IntArray,
+    symmetry: str,
+    working: Callable[[IntArray], Tensor],
+    advance: Advance,
 ) -> Reference:
     """Back-project recentred working images of `rows` with their known poses, in two halves.
 
-    working : the working images `(len(rows), n, n)` where they are at hand already, else they are read.
+    working : gives the working images `(b, n, n)` of a batch of rows.
     """
-    n, device = pipeline.box.size_px, pipeline.device
-    particles = pipeline.particles
+    n, device, particles = pipeline.box.size_px, pipeline.device, pipeline.particles
     rotation = torch.from_numpy(particles.require_rotation()).float().to(device)
-    group = torch.from_numpy(symmetry_group(symmetry)).float().to(device)
+    group = torch.from_numpy(symmetry_group(symmetry)).float()
+    half_of = torch.from_numpy(_halves(particles)).to(device)
     projectors = (BackProjector(n, device), BackProjector(n, device))
-    for start in range(0, len(rows), BATCH):
-        of_batch = rows[start : start + BATCH]
-        if working is None:
-            shift = None if particles.shift_A is None else particles.shift_A[of_batch]
-            images = pipeline.working(of_batch, shift)
-        else:
-            images = working[start : start + BATCH].to(device).float()
-        ft = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
-        transfer = torch.ones_like(ft.real)
+    for of_batch in pipeline.batches(rows):
+        ft = torch.fft.rfft2(torch.fft.ifftshift(working(of_batch).to(device).float(), dim=(-2, -1)))
+        data, weight = ft, torch.ones_like(ft.real)
         if particles.ctf is not None:
             ctf = ctf_2d(particles.ctf[of_batch], n, pipeline.sampling_A(of_batch), device=device)
             transfer = remaining_transfer(ctf, pipeline.ctf_mode)
+            # images multiplied by the CTF hold F * CTF already
+            data = ft if pipeline.ctf_mode == "multiply" else ft * transfer
+            weight = ctf.square()
         matrices = roma.unitquat_to_rotmat(rotation[of_batch])
-        parity = torch.from_numpy(particles.origin[of_batch] % 2).to(device)  # copies stay in one half
         for half, projector in enumerate(projectors):
-            chosen = parity == half
-            projector.insert_weighted(
-                ft[chosen] * transfer[chosen], matrices[chosen], transfer[chosen].square()
-            )
+            chosen = half_of[of_batch] == half
+            projector.insert_weighted(data[chosen], matrices[chosen], weight[chosen])
         advance(len(of_batch), "")
     for projector in projectors:
-        projector.symmetrise(roma.unitquat_to_rotmat(group))
+        projector.symmetrise(roma.unitquat_to_rotmat(group).to(device))
     halves = (projectors[0].volume(), projectors[1].volume())
     fsc = fourier_shell_correlation(*halves)
     both = projectors[0]
     both += projectors[1]
     volume = both.volume(wiener_regularisation(fsc))
-    return Reference(volume, halves, fsc, pipeline.box.pixel_size_A)
+    return Reference(volume, halves, fsc, float(np.median(pipeline.sampling_A(rows))))
+
+
+def _halves(particles: ParticleSet) -> IntArray:
+    """0 or 1 for each row: the host's half sets where both are there, else by particle, copies together."""
+    if set(np.unique(particles.half_set)) == {1, 2}:
+        return particles.half_set - 1
+    return particles.origin % 2
 
 
 def estimate_diameter_A(reference: Reference) -> float | None:

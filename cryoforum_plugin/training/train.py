@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from lightning_fabric import Fabric
 
 from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file, check_output
-from cryoforum_plugin.errors import ModelError
+from cryoforum_plugin.errors import ModelError, OutputError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, build_network, save_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.progress import progress
-from cryoforum_plugin.report import write_report
+from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.settings import Settings, flatten
 from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.calibrate import calibrate
@@ -53,23 +54,34 @@ def _held_log() -> Iterator[MemoryHandler]:
             target.close()
 
 
-def _open_log(handler: MemoryHandler, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(directory / "log.txt")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.setTarget(file)
+def _open_log(handler: MemoryHandler, file: Path) -> None:
+    target = logging.FileHandler(file)
+    target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setTarget(target)
     handler.flush()
     handler.flushLevel = logging.INFO
 
 
-def _fingerprint(inputs: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 of each input table, by file name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs}
+def check_model_directory(directory: Path, resume: bool, overwrite: bool) -> None:
+    """Raise OutputError where a model must not be written: something exists, or is not a model at all."""
+    check_output(directory, overwrite or resume)
+    if directory.exists():
+        if not directory.is_dir():
+            raise OutputError(f"{directory} is a file; give a folder for the model")
+        foreign = any(directory.iterdir()) and not (
+            (directory / "model.pt").exists() or (directory / "checkpoint").is_dir()
+        )
+        if foreign:
+            raise OutputError(f"{directory} holds other files than a model; give a folder of its own")
 
 
-def _prepare_directory(directory: Path, identity: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Empty or create the model directory, or check that what lies there can be resumed."""
-    identity_file = directory / "checkpoint" / "identity.json"
+def _start(directory: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Make checkpoint/ for this run, or check that the one that is there belongs to it.
+
+    An older model in the directory stays usable until this run replaces it at its very end.
+    """
+    checkpoint = directory / "checkpoint"
+    identity_file = checkpoint / "identity.json"
     if resume and identity_file.exists():
         if json.loads(identity_file.read_text()) != identity:
             raise ModelError(
@@ -77,9 +89,13 @@ def _prepare_directory(directory: Path, identity: dict[str, Any], resume: bool, 
                 "or train again with --overwrite"
             )
         return
-    if overwrite and directory.exists():
-        shutil.rmtree(directory)
-    with atomic_file(identity_file, overwrite=True) as temporary:
+    if resume and (directory / "model.pt").exists():
+        raise ModelError(
+            f"{directory} holds a finished model and no checkpoint; train again with --overwrite"
+        )
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
+    with atomic_file(identity_file) as temporary:
         temporary.write_text(json.dumps(identity, indent=2))
 
 
@@ -97,46 +113,48 @@ def train(
 ) -> dict[str, Any]:
     """Train on refined particles and write a model directory.
 
-    inputs : the tables `particles` came from. Returns the validation figures of calibration.json.
-    Raises a CryoForumError, before anything is written, for input that cannot be trained on.
+    inputs : the tables `particles` came from. Returns the validation figures of calibration.json (empty in
+    other processes than the first). Raises a CryoForumError, before anything is written, for input that
+    cannot be trained on.
     """
-    finished = directory / "model.pt"
-    if resume and finished.exists():
-        LOG.warning("%s is finished already; nothing to resume", directory)
-        result: dict[str, Any] = json.loads((directory / "calibration.json").read_text())
-        return result
+    identity = {
+        "settings": flatten(settings),
+        "inputs": [[str(path), hashlib.sha256(path.read_bytes()).hexdigest()] for path in inputs],
+        "processes": fabric.world_size,
+    }
     if fabric.is_global_zero:
-        check_output(directory, overwrite or resume)
+        check_model_directory(directory, resume, overwrite)
     quiet = quiet or not fabric.is_global_zero
-    identity = {"settings": flatten(settings), "inputs": _fingerprint(inputs)}
     torch.manual_seed(settings.training.seed)
     with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
         prepared = prepare(particles, settings, Path(cache), fabric.device, quiet)
         if fabric.is_global_zero:
-            _prepare_directory(directory, identity, resume, overwrite)
-            _open_log(handler, directory)
+            _start(directory, identity, resume)
+            _open_log(handler, directory / "checkpoint" / "log.txt")
         fabric.barrier()
-        model = _fit(prepared, settings, directory, fabric, resume, quiet)
+        model = _fit(prepared, directory, fabric, resume, quiet)
         if not fabric.is_global_zero:
             return {}
         model = calibrate(model, prepared, precision, quiet)
-        _write_reference(prepared, directory)
-        save_model(directory, model, _provenance(prepared, identity))
+        with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
+            write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
         LOG.info("finished: %s", json.dumps(model.calibration["views"]))
-    write_report(directory, directory / "report.html")
-    shutil.rmtree(directory / "checkpoint")
+        for name in ("metrics.csv", "log.txt"):
+            with atomic_file(directory / name, overwrite=True) as temporary:
+                shutil.copyfile(directory / "checkpoint" / name, temporary)
+        save_model(directory, model, _provenance(prepared, identity, precision))
     return model.calibration
 
 
-def _fit(
-    prepared: Prepared, settings: Settings, directory: Path, fabric: Fabric, resume: bool, quiet: bool
-) -> Model:
+def _fit(prepared: Prepared, directory: Path, fabric: Fabric, resume: bool, quiet: bool) -> Model:
+    settings = prepared.settings
     network = build_network(settings, prepared.pipeline.box.size_px)
     rotation = torch.from_numpy(prepared.particles.require_rotation()[prepared.validation_rows]).float()
     group = torch.from_numpy(symmetry_group(settings.symmetry)).float()
     epochs = settings.training.epochs or default_epochs(
         len(prepared.training_rows), settings.training.samples
     )
+    settings = replace(settings, training=replace(settings.training, epochs=epochs))
     trainer = Trainer(
         fabric,
         network,
@@ -148,28 +166,14 @@ def _fit(
         directory / "checkpoint",
     )
     if resume and trainer.resume():
-        LOG.info("resumed after epoch %d", trainer.progress.epoch)
-    with progress("training", epochs * trainer.steps_per_epoch, quiet) as advance:
-        advance(trainer.progress.epoch * trainer.steps_per_epoch, "")
+        LOG.info("resumed after epoch %d", trainer.epoch)
+    with progress("training", (epochs - trainer.epoch) * trainer.steps_per_epoch, quiet) as advance:
         weights = trainer.run(advance)
     network.load_state_dict(weights)
     return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, {}, {})
 
 
-def _write_reference(prepared: Prepared, directory: Path) -> None:
-    """Write the reference map and the FSC between its halves beside the model."""
-    import mrcfile
-
-    reference = prepared.reference
-    with (
-        atomic_file(directory / "reference.mrc", overwrite=True) as temporary,
-        mrcfile.new(temporary, overwrite=True) as file,
-    ):
-        file.set_data(reference.volume.cpu().numpy())
-        file.voxel_size = reference.pixel_size_A
-
-
-def _provenance(prepared: Prepared, identity: dict[str, Any]) -> dict[str, Any]:
+def _provenance(prepared: Prepared, identity: dict[str, Any], precision: Precision) -> dict[str, Any]:
     return {
         "versions": {
             "cryoforum": __version__,
@@ -177,6 +181,8 @@ def _provenance(prepared: Prepared, identity: dict[str, Any]) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "inputs": identity["inputs"],
+        "processes": identity["processes"],
+        "precision": precision,
         "particles": {"training": len(prepared.training_rows), "validation": len(prepared.validation_rows)},
         "pixel_size_A": float(prepared.particles.pixel_size_A.mean()),
         "reference_resolution_A": prepared.reference.resolution_A,

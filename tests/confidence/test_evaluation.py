@@ -20,7 +20,7 @@ N = 400
 KEYS = [
     "n", "median_rad", "mean_rad", "p90_rad", "median_deg", "mean_deg", "p90_deg", "fraction_below_5deg",
     "fraction_below_10deg", "shift_rmse_A", "spearman_expected_vs_actual", "auroc_error_above_10deg",
-    "coverage_50", "coverage_90", "coverage_95", "brier",
+    "coverage_50", "coverage_90", "coverage_95", "brier", "unpredicted",
 ]  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_symmetry_copies_are_no_error(make_particles, truth: ParticleSet) -> Non
 def test_undefined_figures_are_none_with_a_reason(make_particles, truth: ParticleSet) -> None:
     figures, reasons = evaluate(truth, truth)
     assert figures["median_deg"] == 0
-    assert {name for name, value in figures.items() if value is None} == set(reasons) == set(KEYS[10:])
+    assert {name for name, value in figures.items() if value is None} == set(reasons) == set(KEYS[10:-1])
     prediction = Prediction(
         confidence=np.ones(N), expected_error_deg=np.ones(N), credible_radius_90_deg=np.ones(N)
     )

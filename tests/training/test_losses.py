@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import gradcheck
 
-from cryoforum_plugin.geometry import random_quaternions
+from cryoforum_plugin.geometry import random_quaternions, symmetry_group
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.posterior import matrix_from_upper
 from cryoforum_plugin.training.losses import pose_loss, shift_negative_log_likelihood
@@ -31,6 +31,21 @@ def test_shift_likelihood_at_coincidence_is_finite() -> None:
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert torch.isfinite(zero.grad).all()
+
+
+def test_pose_loss_gradient_in_float64() -> None:
+    q = random_quaternions(3, torch.Generator().manual_seed(0)).double()
+    group = torch.from_numpy(symmetry_group("C3"))
+    inputs = tuple(
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 10), (3, 2), (3,))
+    )
+    target = torch.randn(3, 2, dtype=torch.float64)
+
+    def loss(theta: torch.Tensor, shift: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+        output = NetworkOutput(matrix_from_upper(theta), shift, log_variance, torch.zeros(3, 1))
+        return pose_loss(output, q, target, group, 0.3)[0]
+
+    assert gradcheck(loss, inputs)
 
 
 def test_pose_loss_gradient_for_flat_and_sharp_posteriors() -> None:
