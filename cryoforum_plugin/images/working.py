@@ -50,15 +50,20 @@ def normalise_background(images: Tensor, radius_px: float) -> Tensor:
     """
     flat = images.flatten(1)
     weight = outside(images.shape[-1], radius_px, images.device)
-    mean = (flat @ weight)[:, None]
-    variance = ((flat - mean).square() @ weight)[:, None]
-    whole_mean, whole_variance = flat.mean(1, keepdim=True), flat.var(1, correction=0, keepdim=True)
+    everywhere = torch.full_like(weight, 1 / len(weight))
+    mean = flat @ weight
+    centred = flat - mean[:, None]
+    variance, whole_square = (centred.square() @ torch.stack([weight, everywhere], 1)).unbind(1)
+    whole_mean = centred @ everywhere
+    whole_variance = (whole_square - whole_mean.square()).clamp(min=0)
     no_noise = variance <= FLAT * whole_variance
-    mean = torch.where(no_noise, whole_mean, mean)
     variance = torch.where(no_noise, whole_variance, variance)
     constant = variance <= (1e-6 * mean).square()  # to rounding
     scale = torch.where(constant, torch.inf, variance).rsqrt()
-    return ((flat - mean) * scale).view_as(images)
+    offset = torch.where(no_noise, whole_mean, torch.zeros_like(mean))
+    if no_noise.any():
+        centred -= offset[:, None]
+    return centred.mul_(scale[:, None]).view_as(images)
 
 
 def to_resampled_ft(images: Tensor, pixel_size_A: float, box: WorkingBox, shift_A: Tensor | None) -> Tensor:

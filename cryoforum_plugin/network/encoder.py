@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class CircularConv2d(nn.Module):
@@ -84,3 +87,18 @@ class Encoder(nn.Module):
             polar.contiguous(memory_format=torch.channels_last)
         )  # (b, f, rings, positions)
         return maps.flatten(1, 2).transpose(1, 2)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def fused_for_inference(network: Network) -> Network:
+    """Copy of a network in evaluation mode with every batch norm folded into the convolution before it."""
+    fused = copy.deepcopy(network).eval()
+    for block in fused.modules():
+        if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
+            convolution = block[0]
+            assert isinstance(convolution, CircularConv2d)
+            convolution.conv = fuse_conv_bn_eval(convolution.conv, block[1])
+            block[1] = nn.Identity()
+    return fused

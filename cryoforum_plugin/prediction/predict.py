@@ -14,14 +14,16 @@ from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.network.device import Precision
+from cryoforum_plugin.network.encoder import fused_for_inference
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import upper_from_matrix
 from cryoforum_plugin.prediction.views import predict_views
 from cryoforum_plugin.progress import Advance
 
-# A particle is recentred and predicted again while it lies further off than this part of the trained range.
-RECENTRE_ABOVE = 1.0
+# A particle is recentred and predicted again while its shift along x or y is beyond this part of the range
+# that the network was trained for.
+RECENTRE_ABOVE = 1.2
 MOST_PASSES = 3
 
 
@@ -30,6 +32,7 @@ class Predictor:
 
     def __init__(self, model: Model, pipeline: ImagePipeline, precision: Precision, views: int) -> None:
         self.model, self.pipeline, self.views = model, pipeline, views
+        self.network = fused_for_inference(model.network)
         self.autocast = precision == "bf16-mixed"
         self.group = torch.from_numpy(symmetry_group(model.settings.symmetry)).float().to(pipeline.device)
         self.recentre_above_A = RECENTRE_ABOVE * model.settings.training.max_shift * model.box.side_A
@@ -64,7 +67,7 @@ class Predictor:
         limit_A = self.pipeline.box_px * torch.from_numpy(self.pipeline.particles.pixel_size_A[rows]) / 2
         last = shift_A.clone()
         for _ in range(MOST_PASSES - 1):
-            far = np.flatnonzero((last.norm(dim=1) > self.recentre_above_A).numpy() & ~bad.numpy())
+            far = np.flatnonzero((last.abs().amax(1) > self.recentre_above_A).numpy() & ~bad.numpy())
             if not len(far):
                 break
             start_A = shift_A[far].clamp(-limit_A[far, None], limit_A[far, None])
@@ -84,5 +87,5 @@ class Predictor:
     def _forward(self, images: Tensor) -> NetworkOutput:
         """The bare network; only its body may run in bfloat16, geometry never does."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.model.network(images)
+            output = self.network(images)
         return NetworkOutput(*(part.float() for part in output))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -149,7 +150,9 @@ def _choose_box(
         settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))
     side_A = min(diameter_A * settings.images.margin, full_A)
     size = min(size, 2 * int(side_A / pixel_A / 2))  # never finer than the images
-    return replace(pipeline, box=WorkingBox(side_A, size)), settings
+    # whole images are resampled to an even size with a fast Fourier transform: the window follows
+    resampled = 2 * next_fast_len(max(size, int(full_A * size / side_A)) // 2)
+    return replace(pipeline, box=WorkingBox(full_A * size / resampled, size)), settings
 
 
 def _with_shift_range(settings: Settings, particles: ParticleSet, pipeline: ImagePipeline) -> Settings:
