@@ -114,14 +114,16 @@ def new_records(particles: ParticleSet, path: Path, data_root: Path | None = Non
             f"{particles.source}: no CTF parameters, which a .cs file needs; write .star instead"
         )
     n, ctf = len(particles), particles.ctf
-    header = StackReader(particles.stacks).header(int(particles.stack_index[0]))
+    box_px = particles.box_px
+    if box_px is None:
+        box_px = StackReader(particles.stacks).header(int(particles.stack_index[0])).width
     stacks = [Path(os.path.abspath(stack)) for stack in particles.stacks]
     names = np.array([os.fsencode(name) for name in _relative(stacks, path, data_root)])
     fields: dict[str, NDArray[Any]] = {
         "uid": particles.uid.astype("<u8"),
         "blob/path": names[particles.stack_index],
         "blob/idx": particles.slice_index.astype("<u4"),
-        "blob/shape": np.tile(np.array([header.height, header.width], "<u4"), (n, 1)),
+        "blob/shape": np.tile(np.array([box_px, box_px], "<u4"), (n, 1)),
         "blob/psize_A": particles.pixel_size_A.astype("<f4"),
         "blob/sign": particles.contrast_sign.astype("<f4"),
         "ctf/type": np.full(n, b"imported"),

@@ -129,11 +129,10 @@ def _tokens(values: FloatArray, form: Callable[[float], str]) -> list[str]:
     return [form(value) for value in values.tolist()]
 
 
-def new_document(particles: ParticleSet, root: Path | None = None, box_px: int | None = None) -> StarDocument:
+def new_document(particles: ParticleSet, root: Path | None = None) -> StarDocument:
     """Build a RELION 3.1+ document (tables optics, particles) from particles of any origin.
 
     root : stacks inside it get paths relative to it; default the current folder.
-    box_px : box size for rlnImageSize; default that of the first stack, if it is there.
     Optics groups are the distinct sets of voltage, Cs, amplitude contrast and pixel size. Without CTF,
     where RELION still wants a voltage, 300 kV, 2.7 mm and 0.1 are written.
     """
@@ -148,7 +147,7 @@ def new_document(particles: ParticleSet, root: Path | None = None, box_px: int |
     numbers = [str(i) for i in range(1, len(groups) + 1)]
     optics = {"rlnOpticsGroupName": [f"opticsGroup{i}" for i in numbers], "rlnOpticsGroup": numbers}
     optics |= {label: _tokens(groups[:, i], _fixed) for i, label in enumerate(_OPTICS_LABELS)}
-    box_px = _box_px(particles) if box_px is None else box_px
+    box_px = _box_px(particles)
     optics |= {} if box_px is None else {"rlnImageSize": [str(box_px)] * len(groups)}
     optics["rlnImageDimensionality"] = ["2"] * len(groups)
     columns = {"rlnImageName": _image_names(particles, root or Path.cwd())}
@@ -162,9 +161,9 @@ def new_document(particles: ParticleSet, root: Path | None = None, box_px: int |
 
 
 def _box_px(particles: ParticleSet) -> int | None:
-    """Box size according to the first particle's stack, or None where that cannot be read."""
-    if not len(particles):
-        return None
+    """Box size as it is known, or according to the first particle's stack, or None."""
+    if particles.box_px is not None or not len(particles):
+        return particles.box_px
     try:
         return StackReader(particles.stacks).header(int(particles.stack_index[0])).width
     except ImageStackError:

@@ -16,7 +16,8 @@ from cryoforum_plugin.particles.particle_set import Ctf, FloatArray, IntArray, P
 
 
 def concatenate(sets: Sequence[ParticleSet]) -> ParticleSet:
-    """Join particle sets row after row; host and prediction are None, source is the first one's.
+    """Join particle sets row after row; host and prediction are None, source names
+    them all.
 
     Micrograph and origin labels of different sets stay apart, except where rows show the same image (same
     stack, same slice). uid stays what it was unless two sets share one; then it is the row number.
@@ -28,7 +29,7 @@ def concatenate(sets: Sequence[ParticleSet]) -> ParticleSet:
     uid = np.concatenate([s.uid for s in sets])
     shared_uid = len(np.unique(uid)) < sum(len(np.unique(s.uid)) for s in sets)
     return ParticleSet(
-        source=sets[0].source,
+        source=Path(", ".join(str(s.source) for s in sets)),
         stacks=stacks,
         stack_index=stack_index,
         slice_index=slice_index,

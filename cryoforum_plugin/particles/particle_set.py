@@ -87,6 +87,7 @@ class ParticleSet:
     uid : `(n,)` uint64, the host's identity of the particle (row number where the host has none).
     prediction : what an earlier `predict` wrote into the table, or None.
     host : the adapter's own table, opaque to everyone else.
+    box_px : size of the images where it is known without looking into the stacks, else None.
     """
 
     source: Path
@@ -105,6 +106,7 @@ class ParticleSet:
     uid: NDArray[np.uint64]
     prediction: Prediction | None
     host: Any
+    box_px: int | None = None
 
     def __len__(self) -> int:
         return len(self.slice_index)
@@ -114,7 +116,7 @@ class ParticleSet:
         values: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            keep = field.name in ("source", "stacks") or value is None
+            keep = field.name in ("source", "stacks", "box_px") or value is None
             values[field.name] = value if keep else value[rows]
         return ParticleSet(**values)
 

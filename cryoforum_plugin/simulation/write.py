@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ JUNK_COLUMN = "cryoforumSimulatedJunk"
 STACK = "particles.mrcs"
 
 
-def particle_set(draw: Draw, pixel_size_A: float, stack: Path, source: Path) -> ParticleSet:
+def particle_set(draw: Draw, pixel_size_A: float, box_px: int, stack: Path, source: Path) -> ParticleSet:
     """Describe drawn particles: half sets alternate, micrographs of 50 particles, one optics group."""
     n = len(draw)
     rows = np.arange(n)
@@ -44,6 +43,7 @@ def particle_set(draw: Draw, pixel_size_A: float, stack: Path, source: Path) -> 
         uid=rows.astype(np.uint64),
         prediction=None,
         host=None,
+        box_px=box_px,
     )
 
 
@@ -93,10 +93,10 @@ def write_simulation(
         images = _counted(simulator.images(draw), progress)
         write_stack(folder / STACK, images, simulator.pixel_size_A, "float16" if float16 else "float32")
         _write_truth(folder / "truth.csv", draw, names)
-        particles = particle_set(draw, simulator.pixel_size_A, folder / STACK, path)
-        _write_tables(particles, folder, suffix, names, data_root)
-    # Writers look into the stack for its box size and name it where it lies: now at its final place.
-    _write_tables(replace(particles, stacks=(path / STACK,)), path, suffix, names, data_root)
+        # tables name the stack where it will lie when the folder is in its place
+        particles = particle_set(draw, simulator.pixel_size_A, simulator.box_px, path / STACK, path)
+        root = path if suffix == ".cs" and data_root is None else data_root
+        _write_tables(particles, folder, suffix, names, root)
 
 
 def _write_tables(

@@ -455,7 +455,7 @@ def test_fresh_documents_of_particles_with_little(tmp_path: Path) -> None:
     assert document.tables[1].labels == ("rlnImageName", "rlnOpticsGroup")
     assert document.tables[1].strings("rlnImageName")[0] == f"000001@{tmp_path / 'x'}"
     assert "rlnImageSize" not in document.tables[0]
-    assert new_document(made, box_px=64).tables[0].strings("rlnImageSize") == ["64", "64"]
+    assert new_document(replace(made, box_px=64)).tables[0].strings("rlnImageSize") == ["64", "64"]
 
 
 needs_star_handler = pytest.mark.skipif(

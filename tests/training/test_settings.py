@@ -11,6 +11,16 @@ from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.settings import PRESETS, Settings, flatten, preset, read_config, with_values
 
 
+def test_every_setting_and_its_default_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    for key, value in flatten(Settings()).items():
+        if key != "preset":
+            assert f"| `{key}` | `{value}` |" in page, key
+    for name, values in PRESETS.items():
+        assert f"--preset {name}" in page
+        assert all(f"{value:,}" in page for value in values.values())
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_are_valid_and_round_trip(name: str, tmp_path: Path) -> None:
     settings = preset(name)
