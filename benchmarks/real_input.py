@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import starfile
-from ribosome_snr import MAP, SHARED, machine, run
+from ribosome_snr import MAP, RESULTS, SHARED, machine, run
 
 REAL = SHARED / "real"
 
@@ -94,7 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=None)
-    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--output", type=Path, default=RESULTS / "real_input.json")
     arguments = parser.parse_args()
     if not REAL.is_dir():
         raise SystemExit(f"no data in {REAL}; set CRYOFORUM_SHARED_DATA")
@@ -120,8 +120,8 @@ def main() -> None:
         result["sample_200px"] = chain(work, star, star, sample, [*few, "--validation-fraction", 0.25])
     text = json.dumps(result, indent=2)
     print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

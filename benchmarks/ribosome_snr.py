@@ -25,6 +25,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CRYOFORUM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+RESULTS = REPOSITORY / "benchmarks" / "results"
 MAP = SHARED / "maps" / "ribosome70S_4v5a_C1_128px_3A.mrc"
 COUNT, TRAINING, VALIDATION = 5000, 0.50, 0.17
 
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--snr", type=float, default=0.1)
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--output", type=Path, default=RESULTS / "ribosome_snr.json")
     parser.add_argument("--work-dir", type=Path, default=None)
     arguments = parser.parse_args()
     if not arguments.map.exists():
@@ -151,8 +152,8 @@ def main() -> None:
         result = measure(arguments.map, arguments.snr, work, arguments.epochs, arguments.seed)
     text = json.dumps({"command": shlex.join(["python", *sys.argv]), **result}, indent=2)
     print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,13 @@ def check_directory(path: Path, owned: Collection[str], overwrite: bool) -> None
         )
 
 
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raise OutputError as `check_output` does, or if a folder is in the way of file `path`."""
+    check_output(path, overwrite)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; choose another output")
+
+
 @contextmanager
 def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place when the block ends well.
@@ -48,7 +55,7 @@ def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises OutputError if `path` exists and `overwrite` is false, or if writing fails (disk full,
     permissions); in every failure the old file is left as it was and the temporary file is removed.
     """
-    check_output(path, overwrite)
+    check_file(path, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)

@@ -134,6 +134,7 @@ def check(settings: Settings) -> None:
         (training.learning_rate > 0, "training.learning_rate must be positive"),
         (training.noise_range >= 1, "training.noise_range must be at least 1"),
         (0 < training.max_shift <= 0.25, "training.max_shift must be above 0, at most 0.25"),
+        (0 <= training.seed < 2**31, "training.seed must be 0 to 2147483647"),
         (training.samples >= 1, "training.samples must be at least 1"),
         (0 < training.warm_up < 1, "training.warm_up must be between 0 and 1"),
         (training.weight_decay >= 0, "training.weight_decay must not be negative"),
@@ -180,9 +181,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SettingsError(
             f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
         ) from error
+    data = data.get("settings", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
         raise SettingsError(f"{path} must hold settings by name, not {type(data).__name__}")
-    data = data.get("settings", data)
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat.update(

@@ -37,7 +37,7 @@ logger = logging.getLogger("cryoforum")
 
 COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 _NUMERIC = (
-    *ANGLES, *ORIGIN_A, *ORIGIN_PX, *COORDINATES, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",
+    *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",
     "rlnOpticsGroup", "rlnRandomSubset", "rlnImagePixelSize", "rlnPixelSize", "rlnMagnification",
     "rlnDetectorPixelSize", "rlnImageDimensionality", "rlnCtfDataAreCtfPremultiplied",
 )  # fmt: skip
@@ -75,7 +75,7 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
         optics_group=optics.group,
         half_set=_half_set(values, n),
         micrograph=micrograph,
-        origin=_origin(images, micrograph, values),
+        origin=_origin(images, micrograph, table),
         uid=np.arange(n, dtype=np.uint64),
         prediction=_prediction(values, rotation, shift_A),
         host=replace(host, rotation=rotation, shift_A=shift_A),
@@ -150,10 +150,14 @@ def _micrograph(table: Table) -> IntArray:
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
-def _origin(images: ImageNames, micrograph: IntArray, values: dict[str, FloatArray]) -> IntArray:
+def _origin(images: ImageNames, micrograph: IntArray, table: Table) -> IntArray:
     """Label rows of one physical particle alike: the same image, or the same place in a micrograph."""
     image = images.stack_index * (int(images.slice_index.max()) + 1) + images.slice_index
-    if any(label not in values for label in COORDINATES):
+    if any(label not in table for label in COORDINATES):
+        return origin_labels(image)
+    try:
+        values = table.numbers(*COORDINATES)
+    except ParticleFileError:  # coordinates serve nothing else: unreadable ones are no reason to refuse
         return origin_labels(image)
     position_px = np.stack([values[label] for label in COORDINATES], axis=1)
     return origin_labels(image, micrograph=micrograph, position_px=position_px)

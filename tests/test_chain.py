@@ -49,7 +49,7 @@ def test_model_directory_is_complete_and_can_be_moved(chain: Path, tmp_path: Pat
     assert (tmp_path / "again.star").read_text() == (chain / "predicted.star").read_text()
     config = json.loads((moved / "config.json").read_text())
     assert config["settings"]["training.epochs"] == 3
-    assert config["inputs"][0][0].endswith("train.star")
+    assert config["inputs"][0]["name"].endswith("train.star")
 
 
 def test_training_learns(chain: Path) -> None:

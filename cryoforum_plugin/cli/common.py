@@ -23,7 +23,11 @@ OUTPUT_PATH = click.Path(path_type=Path)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 seed_option = click.option(
-    "--seed", type=int, default=1, show_default=True, help="Seed of all random choices."
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=1,
+    show_default=True,
+    help="Seed of all random choices.",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N", help="Where to compute."
@@ -89,7 +93,7 @@ def user_errors(debug: bool) -> Iterator[None]:
     except CryoForumError as error:
         if debug:
             raise
-        click.echo(f"cryoforum: error: {error}", err=True)
+        click.echo(f"cryoforum: error: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
     except Exception as error:
         if debug:

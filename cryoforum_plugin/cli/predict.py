@@ -47,14 +47,14 @@ from cryoforum_plugin.settings import DEFAULT_VIEWS
 def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> None:
     """Predict PARTICLES (.star or .cs) with the model in MODEL_DIR; every row and column is kept."""
     from cryoforum_plugin import formats
-    from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.network.model import load_model
     from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 
     for path in (output, options["json_file"]):
         if path is not None:
-            check_output(path, options["overwrite"])
+            check_file(path, options["overwrite"])
     formats.adapter_for(output)
     device = choose_device(options["device"])
     model = load_model(model_dir, device)

@@ -56,17 +56,17 @@ def command(
     quiet: bool,
 ) -> None:
     """Reconstruct PARTICLES: half1.mrc, half2.mrc, map.mrc and fsc.csv in the output folder."""
-    from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.atomic import check_directory, check_file
     from cryoforum_plugin.formats import read_particles
     from cryoforum_plugin.images.stacks import StackReader
     from cryoforum_plugin.network.device import choose_device
     from cryoforum_plugin.progress import progress
     from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings, reconstruct
-    from cryoforum_plugin.reconstruction.write import write_reconstruction
+    from cryoforum_plugin.reconstruction.write import OUTPUTS, write_reconstruction
 
-    check_output(output, overwrite)
+    check_directory(output, OUTPUTS, overwrite)
     if json_file is not None:
-        check_output(json_file, overwrite)
+        check_file(json_file, overwrite)
     settings = ReconstructionSettings(
         symmetry=symmetry,
         box_px=box,

@@ -32,7 +32,10 @@ _DEFAULT = Settings()
 )
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True)
 @click.option(
-    "--epochs", type=int, default=None, help="Passes over the particles  [default: by their number]"
+    "--epochs",
+    type=int,
+    default=None,
+    help="Passes over the particles, of 2,048 images at least  [default: by their number]",
 )
 @click.option(
     "--batch-size", type=int, default=None, help=f"Images a step  [default: {_DEFAULT.training.batch_size}]"
@@ -59,7 +62,10 @@ _DEFAULT = Settings()
     "--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Any other setting; repeatable."
 )
 @click.option(
-    "--seed", type=int, default=None, help=f"Seed of all random choices  [default: {_DEFAULT.training.seed}]"
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=None,
+    help=f"Seed of all random choices  [default: {_DEFAULT.training.seed}]",
 )
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="Devices to train on.")
 @click.option(
@@ -75,7 +81,7 @@ _DEFAULT = Settings()
 def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> None:
     """Train on refined PARTICLES (.star or .cs; several files allowed) and write a model folder."""
     from cryoforum_plugin import formats
-    from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.report import write_report
     from cryoforum_plugin.training.loop import make_fabric
@@ -83,7 +89,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
 
     settings = _settings(options)
     if options["json_file"] is not None:
-        check_output(options["json_file"], options["overwrite"])
+        check_file(options["json_file"], options["overwrite"])
     precision = choose_precision(options["precision"], choose_device(options["device"]))
     table = formats.read_many(particles, options["data_root"])
     fabric = make_fabric(options["device"], options["devices"], options["num_nodes"], precision)

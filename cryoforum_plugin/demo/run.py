@@ -56,36 +56,18 @@ def run_demo(folder: Path, size: DemoSize, seed: int, run: Run) -> DemoResult:
     train, new = folder / "training", folder / "new"
     common = ["--snr", "0.1", "--low-pass", "14"]
     run("simulate", MAP_FILE, "-o", train, "--count", size.count // 2, "--seed", seed, *common)
-    run(
-        "simulate",
-        MAP_FILE,
-        "-o",
-        new,
-        "--count",
-        size.count // 2,
-        "--seed",
-        seed + 1,
-        "--junk",
-        0.3,
-        *common,
-    )
-    epochs = [] if size.epochs is None else ["--epochs", size.epochs]
-    run(
-        "train", train / "particles.star", "-o", folder / "model", "--preset", "fast", "--seed", seed, *epochs
-    )
+    junk = ["--junk", 0.3]
+    run("simulate", MAP_FILE, "-o", new, "--count", size.count // 2, "--seed", seed + 1, *junk, *common)
+    options = ["--preset", "fast", "--seed", seed]
+    options += [] if size.epochs is None else ["--epochs", size.epochs]
+    run("train", train / "particles.star", "-o", folder / "model", *options)
     predicted, selected = folder / "predicted.star", folder / "selected.star"
     run("predict", folder / "model", new / "particles.star", "-o", predicted)
     run("select", predicted, "-o", selected, "--rejected", folder / "rejected.star", "--auto")
     run("evaluate", predicted, new / "particles.star", "--json", folder / "evaluation_all.json")
     for table in (predicted, selected):
-        run(
-            "reconstruct",
-            table,
-            "-o",
-            folder / f"map_{table.stem}",
-            "--json",
-            folder / f"map_{table.stem}.json",
-        )
+        output = folder / f"map_{table.stem}"
+        run("reconstruct", table, "-o", output, "--json", f"{output}.json")
     return _conclude(folder, new, run)
 
 

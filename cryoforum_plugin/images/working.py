@@ -36,6 +36,13 @@ def _radius_px(size_px: int, device: torch.device) -> Tensor:
     return (axis[:, None] ** 2 + axis[None, :] ** 2).float().sqrt()
 
 
+def flat_background(images: Tensor, radius_px: float) -> Tensor:
+    """Mask `(b,)` of images `(b, n, n)` without noise outside `radius_px` (masked, or simulated without)."""
+    flat, weight = images.flatten(1), outside(images.shape[-1], radius_px, images.device)
+    rim = (flat - (flat @ weight)[:, None]).square() @ weight
+    return rim <= FLAT * flat.var(1, correction=0)
+
+
 def outside(size_px: int, radius_px: float, device: torch.device) -> Tensor:
     """Weights `(size_px ** 2,)` that average over the pixels outside `radius_px`, at least the corners."""
     mask = (_radius_px(size_px, device) > min(radius_px, size_px / 2)).float().flatten()
@@ -95,11 +102,15 @@ def _pad_transform(ft: Tensor, size_px: int) -> Tensor:
 
 
 def cut_window(images: Tensor, size_px: int) -> Tensor:
-    """Cut or pad with zeros images `(b, m, m)` to `(b, size_px, size_px)` about pixel m // 2."""
+    """Cut images `(b, m, m)` to `(b, size_px, size_px)` about pixel m // 2, or continue them periodically.
+
+    Continued, the rim still shows noise of the image's own strength, which `finish` measures there.
+    """
     m = images.shape[-1]
     if m < size_px:
         before = size_px // 2 - m // 2
-        return torch.nn.functional.pad(images, [before, size_px - m - before] * 2)
+        index = (torch.arange(size_px, device=images.device) - before) % m
+        return images[:, index[:, None], index]
     start = m // 2 - size_px // 2
     return images[:, start : start + size_px, start : start + size_px]
 

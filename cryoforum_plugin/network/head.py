@@ -42,11 +42,8 @@ class RotationHead(nn.Module):
     def __init__(self, positions: int, features: int, hidden: int = 256) -> None:
         super().__init__()
         angle = torch.arange(positions) * (2 * math.pi / positions)
-        index = torch.arange(positions)
-        self.turn: Tensor
         self.to_frame: Tensor
         self.vector_to_frame: Tensor
-        self.register_buffer("turn", (index[:, None] + index[None]) % positions, persistent=False)
         self.register_buffer(
             "to_frame", right_multiplication_matrix(in_plane_quaternion(angle)), persistent=False
         )
@@ -58,10 +55,21 @@ class RotationHead(nn.Module):
         self.rotation = nn.Linear(hidden, 10)
         self.shift = nn.Linear(hidden, 3)
 
+    def _read_ring(self, features: Tensor) -> Tensor:
+        """Apply `first` to the ring starting at every position: `(b, positions, hidden)`.
+
+        out_j = sum_k W_k f_(j + k): one circular convolution, which spares writing every ring out.
+        """
+        positions = features.shape[1]
+        ring = torch.cat([features, features[:, :-1]], dim=1).transpose(1, 2)
+        kernel = self.first.weight.unflatten(1, (positions, -1)).transpose(
+            1, 2
+        )  # (hidden, features, positions)
+        return nn.functional.conv1d(ring, kernel, self.first.bias).transpose(1, 2)
+
     def forward(self, features: Tensor) -> NetworkOutput:
         """Map `(b, positions, features)` to a NetworkOutput."""
-        ring = features[:, self.turn].flatten(2)  # (b, positions, positions * features)
-        hidden = nn.functional.silu(self.first(ring))
+        hidden = nn.functional.silu(self._read_ring(features))
         hidden = hidden + nn.functional.silu(self.second(hidden))
         theta, shift = self.rotation(hidden), self.shift(hidden)
         with torch.autocast(features.device.type, enabled=False):
@@ -70,7 +78,7 @@ class RotationHead(nn.Module):
             bingham = torch.einsum("jki,bjkl,jlm->bim", self.to_frame, matrices, self.to_frame)
             vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2])
             return NetworkOutput(
-                bingham=bingham / math.sqrt(len(self.turn)),
+                bingham=bingham / math.sqrt(len(self.to_frame)),
                 shift=SHIFT_SCALE * vectors.mean(1),
                 shift_log_variance=shift[..., 2].mean(1) + 2 * math.log(SHIFT_SCALE),
                 features=hidden.mean(1),

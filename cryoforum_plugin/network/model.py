@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,15 @@ def save_model(directory: Path, model: Model, provenance: dict[str, Any]) -> Non
     ):
         with atomic_file(directory / name, overwrite=True) as temporary:
             temporary.write_text(json.dumps(data, indent=2) + "\n")
-    with atomic_file(directory / "model.pt", overwrite=True) as temporary:
-        torch.save(content, temporary)
+    write_tensors(directory / "model.pt", content)
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write what `torch.save` takes, whole or not at all. Raises OutputError, also for a full disk."""
+    buffer = io.BytesIO()  # torch's own writer reports a full disk as a RuntimeError
+    torch.save(content, buffer)
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_model(directory: Path, device: torch.device) -> Model:

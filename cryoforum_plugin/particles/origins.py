@@ -25,6 +25,8 @@ def origin_labels(
     if micrograph is None or position_px is None or not np.isfinite(position_px).all():
         return labels
     known = np.flatnonzero(micrograph >= 0)
+    if not len(known):
+        return labels
     apart = micrograph[known, None] * (2 * DUPLICATE_DISTANCE_PX)  # a third axis keeps micrographs apart
     places = _place_labels(np.concatenate([position_px[known], apart], axis=1))
     if len(np.unique(places)) < len(np.unique(labels[known])) / 2:  # placeholders, not coordinates

@@ -1,4 +1,4 @@
-"""Streaming prediction: rows of a table -> raw network answers, recentred where the particle is off-centre."""
+"""Streaming prediction: rows of a table -> raw network answers, particles recentred by their predicted shift."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from cryoforum_plugin.confidence.calibration import RawPrediction
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
+from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.encoder import fused_for_inference
@@ -21,8 +22,8 @@ from cryoforum_plugin.posterior import upper_from_matrix
 from cryoforum_plugin.prediction.views import predict_views
 from cryoforum_plugin.progress import Advance
 
-# A particle is recentred and predicted again while its shift along x or y is beyond this part of the range
-# that the network was trained for.
+# Particles are located again while their shift along x or y is beyond this part of the range that the network
+# was trained for.
 RECENTRE_ABOVE = 1.2
 MOST_PASSES = 3
 
@@ -62,27 +63,30 @@ class Predictor:
     def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor, ...]:
         """Network answers of one batch, in Å and radians; NaN where `bad` `(b,)`."""
         side_A = torch.from_numpy(self.pipeline.sampling_A(rows) * self.pipeline.box.size_px)
-        output = self._network(self.pipeline.working(rows, None, originals))
-        shift_A = output.shift.double().cpu() * side_A[:, None]
         limit_A = self.pipeline.box_px * torch.from_numpy(self.pipeline.particles.pixel_size_A[rows]) / 2
-        last = shift_A.clone()
+        output = self._forward(finish(self.pipeline.working(rows, None, originals)))
+        start_A = torch.zeros(len(rows), 2, dtype=torch.float64)
+        found_A = output.shift.double().cpu() * side_A[:, None]
         for _ in range(MOST_PASSES - 1):
-            far = np.flatnonzero((last.abs().amax(1) > self.recentre_above_A).numpy() & ~bad.numpy())
+            far = np.flatnonzero((found_A.abs().amax(1) > self.recentre_above_A).numpy() & ~bad.numpy())
             if not len(far):
                 break
-            start_A = shift_A[far].clamp(-limit_A[far, None], limit_A[far, None])
-            again = self._network(self.pipeline.working(rows[far], start_A.numpy(), originals[far]))
+            start_A[far] = (start_A + found_A)[far].clamp(-limit_A[far, None], limit_A[far, None])
+            again = self._forward(
+                finish(self.pipeline.working(rows[far], start_A[far].numpy(), originals[far]))
+            )
             for old, new in zip(output, again, strict=True):
                 old[far] = new
-            last = torch.zeros_like(last)
-            last[far] = again.shift.double().cpu() * side_A[far, None]
-            shift_A[far] = start_A + last[far]
+            found_A[far] = again.shift.double().cpu() * side_A[far, None]
+        if self.views > 1:  # all views of the centred image: the network sees those best
+            start_A = (start_A + found_A).clamp(-limit_A[:, None], limit_A[:, None])
+            centred = self.pipeline.working(rows, start_A.numpy(), originals)
+            output = predict_views(self._forward, centred, self.views, self.group)
+            found_A = output.shift.double().cpu() * side_A[:, None]
+        shift_A = start_A + found_A
         sd_A = (output.shift_log_variance.double().cpu() / 2).exp() * side_A
         parts = (upper_from_matrix(output.bingham).cpu(), shift_A, sd_A, output.features.cpu())
         return (*(torch.where(bad.view(-1, *[1] * (p.ndim - 1)), torch.nan, p) for p in parts), bad)
-
-    def _network(self, images: Tensor) -> NetworkOutput:
-        return predict_views(self._forward, images, self.views, self.group)
 
     def _forward(self, images: Tensor) -> NetworkOutput:
         """The bare network; only its body may run in bfloat16, geometry never does."""

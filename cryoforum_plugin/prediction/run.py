@@ -10,7 +10,7 @@ import torch
 
 from cryoforum_plugin.confidence.calibration import Calibration, calibrated
 from cryoforum_plugin.confidence.outliers import OutlierModel
-from cryoforum_plugin.errors import ImageStackError, ModelError, SettingsError
+from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.images.contrast import ContrastCheck, sample_rows
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
@@ -80,8 +80,11 @@ def _pipeline(
         if particles.ctf is not None:
             LOG.warning("the model was trained without CTF; that of %s is not used", particles.source)
         particles = replace(particles, ctf=None)
-    else:
-        particles.require_ctf()
+    elif particles.ctf is None:
+        raise ParticleFileError(
+            f"{particles.source}: no CTF parameters, but the model was trained with CTF correction; use "
+            "particles with estimated CTF, or train a model with --no-ctf"
+        )
     reader = StackReader(particles.stacks)
     box_px = reader.check(particles)
     side_A = box_px * float(particles.pixel_size_A.min())
@@ -92,7 +95,7 @@ def _pipeline(
             "particle or box"
         )
     if side_A < 0.95 * model.box.side_A:
-        LOG.warning("the images show %.0f A, the model looks at %.0f A; the rim is filled with zeros",
+        LOG.warning("the images show %.0f A, the model looks at %.0f A; the rim is continued periodically",
                     side_A, model.box.side_A)  # fmt: skip
     contrast = -1.0 if (options.contrast or settings.contrast) == "invert" else 1.0
     mode: CtfMode = settings.ctf  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.geometry import right_multiplication_matrix
-from cryoforum_plugin.images.augment import in_plane_operation, transform_images, transform_vectors
+from cryoforum_plugin.images.augment import in_plane_operation, mirror, transform_images, transform_vectors
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.posterior import align_to_copy, mode
@@ -45,7 +45,8 @@ def predict_views(
             continue
         turn = torch.full((len(images),), angle, device=images.device)
         flip = torch.full((len(images),), mirrored, device=images.device)
-        output = network(finish(transform_images(images, turn, flip)))
+        seen = mirror(images) if angle == 0 else transform_images(images, turn, flip)
+        output = network(finish(seen))
         m = right_multiplication_matrix(in_plane_operation(turn, flip))
         bingham = m.mT @ output.bingham @ m
         if len(group) > 1:

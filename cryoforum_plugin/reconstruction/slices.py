@@ -15,7 +15,7 @@ from torch import Tensor
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import crop_transform, shift_transform
-from cryoforum_plugin.images.working import normalise_background
+from cryoforum_plugin.images.working import flat_background, normalise_background
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 
@@ -91,7 +91,9 @@ class SliceSource:
         usable = torch.isfinite(flat).all(1) & (flat.amax(1) > flat.amin(1))
         images = torch.where(usable[:, None, None], images, torch.zeros_like(images))
         if self.settings.normalise:
-            images = normalise_background(images, self.even_px / 2)
+            flat = flat_background(images, self.even_px / 2)  # no noise to scale by: kept as they are
+            scaled = normalise_background(images, self.even_px / 2)
+            images = torch.where(flat[:, None, None], images, scaled)
         transforms = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
         transforms = crop_transform(transforms, self.box_px) * (self.box_px / self.even_px)  # density kept
         sign = torch.from_numpy(particles.contrast_sign[rows]).float().to(device)

@@ -15,11 +15,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cryoforum_plugin.atomic import atomic_file
-from cryoforum_plugin.errors import ModelError
+from cryoforum_plugin.errors import ModelError, SettingsError
 from cryoforum_plugin.geometry import angular_distance, angular_distance_to_group
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import PoseNetwork
 from cryoforum_plugin.network.device import Precision, choose_device
+from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.posterior import mode, negative_log_likelihood
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import TrainingSettings
@@ -171,8 +172,7 @@ class Trainer:
         """Write checkpoint/best.pt (if this epoch is the best), last.pt and metrics.csv, each whole."""
         weights = self.network.module.state_dict()
         if self.metrics[-1].validation_nll <= min(row.validation_nll for row in self.metrics):
-            with atomic_file(self.checkpoint / "best.pt", overwrite=True) as temporary:
-                torch.save(weights, temporary)
+            write_tensors(self.checkpoint / "best.pt", weights)
         rows = [asdict(row) for row in self.metrics]
         state = {
             "network": weights,
@@ -180,8 +180,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "metrics": rows,
         }
-        with atomic_file(self.checkpoint / "last.pt", overwrite=True) as temporary:
-            torch.save(state, temporary)
+        write_tensors(self.checkpoint / "last.pt", state)
         with (
             atomic_file(self.checkpoint / "metrics.csv", overwrite=True) as temporary,
             open(temporary, "w", newline="") as handle,
@@ -225,6 +224,8 @@ def make_fabric(device: str, devices: int, num_nodes: int, precision: Precision)
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     chosen = choose_device(device)
+    if device.startswith("cuda:") and devices > 1:
+        raise SettingsError(f"--device {device} is one device; for {devices} devices give --device cuda")
     index: Any = [chosen.index] if device.startswith("cuda:") else devices
     fabric = Fabric(accelerator=chosen.type, devices=index, num_nodes=num_nodes, precision=precision)
     if devices * num_nodes > 1:

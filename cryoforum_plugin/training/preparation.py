@@ -28,6 +28,7 @@ from cryoforum_plugin.training.batches import TrainingData
 from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
 
 LOG = logging.getLogger("cryoforum")
+SMALLEST_BOX_PX = 16
 LARGEST_SHIFT = 0.12  # fraction of the window: beyond, particles are cut off
 
 
@@ -150,8 +151,14 @@ def _choose_box(
         settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))
     side_A = min(diameter_A * settings.images.margin, full_A)
     size = min(size, 2 * int(side_A / pixel_A / 2))  # never finer than the images
-    # whole images are resampled to an even size with a fast Fourier transform: the window follows
-    resampled = 2 * next_fast_len(max(size, int(full_A * size / side_A)) // 2)
+    if size < SMALLEST_BOX_PX:
+        raise ParticleFileError(
+            f"{particles.source}: a particle of {diameter_A:.0f} A is {size} px wide at {pixel_A:g} A/px; at least "
+            f"{SMALLEST_BOX_PX} px are needed (check --diameter and the pixel size)"
+        )
+    # whole images are resampled to an even size with a fast Fourier transform, the window follows
+    wanted = max(size, int(full_A * size / side_A))
+    resampled = next((m for m in range(wanted, size, -1) if m % 2 == 0 and next_fast_len(m) == m), size)
     return replace(pipeline, box=WorkingBox(full_A * size / resampled, size)), settings
 
 

@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.atomic import atomic_file, check_output
+from cryoforum_plugin.atomic import atomic_file, check_directory, check_output
 from cryoforum_plugin.errors import ModelError, OutputError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.network.device import Precision
@@ -34,6 +34,7 @@ from cryoforum_plugin.training.loop import Trainer, ValidationData, default_epoc
 from cryoforum_plugin.training.preparation import Prepared, prepare
 
 LOG = logging.getLogger("cryoforum")
+CHECKPOINT_FILES = ("identity.json", "last.pt", "best.pt", "metrics.csv", "log.txt")
 
 
 @contextmanager
@@ -93,6 +94,7 @@ def _start(directory: Path, identity: dict[str, Any], resume: bool) -> None:
         raise ModelError(
             f"{directory} holds a finished model and no checkpoint; train again with --overwrite"
         )
+    check_directory(checkpoint, CHECKPOINT_FILES, overwrite=True)
     if checkpoint.exists():
         shutil.rmtree(checkpoint)
     with atomic_file(identity_file) as temporary:
@@ -119,8 +121,10 @@ def train(
     """
     identity = {
         "settings": flatten(settings),
-        "inputs": [[str(path), hashlib.sha256(path.read_bytes()).hexdigest()] for path in inputs],
+        "inputs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs],
         "processes": fabric.world_size,
+        "precision": precision,
+        "version": __version__,
     }
     if fabric.is_global_zero:
         check_model_directory(directory, resume, overwrite)
@@ -142,7 +146,7 @@ def train(
         for name in ("metrics.csv", "log.txt"):
             with atomic_file(directory / name, overwrite=True) as temporary:
                 shutil.copyfile(directory / "checkpoint" / name, temporary)
-        save_model(directory, model, _provenance(prepared, identity, precision))
+        save_model(directory, model, _provenance(prepared, identity, inputs))
     return model.calibration
 
 
@@ -173,16 +177,16 @@ def _fit(prepared: Prepared, directory: Path, fabric: Fabric, resume: bool, quie
     return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, {}, {})
 
 
-def _provenance(prepared: Prepared, identity: dict[str, Any], precision: Precision) -> dict[str, Any]:
+def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
     return {
         "versions": {
             "cryoforum": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "inputs": identity["inputs"],
+        "inputs": [{"name": str(p), "sha256": s} for p, s in zip(inputs, identity["inputs"], strict=True)],
         "processes": identity["processes"],
-        "precision": precision,
+        "precision": identity["precision"],
         "particles": {"training": len(prepared.training_rows), "validation": len(prepared.validation_rows)},
         "pixel_size_A": float(prepared.particles.pixel_size_A.mean()),
         "reference_resolution_A": prepared.reference.resolution_A,

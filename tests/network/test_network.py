@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from cryoforum_plugin.images.augment import quarter_turns
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import Encoder, PoseNetwork, RotationHead
 from cryoforum_plugin.network.device import choose_device, choose_precision
+from cryoforum_plugin.network.encoder import fused_for_inference
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,27 @@ def test_head_gradients_in_float64() -> None:
     assert gradcheck(lambda x: tuple(head(x)), (features,))
     sum(part.sum() for part in head(features)).backward()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_reading_the_ring_as_a_convolution_equals_the_sum() -> None:
+    head = RotationHead(positions=6, features=3, hidden=5).double()
+    features = torch.randn(2, 6, 3, dtype=torch.float64)
+    rings = torch.stack([features.roll(-j, dims=1).flatten(1) for j in range(6)], dim=1)
+    assert torch.allclose(head._read_ring(features), head.first(rings))
+
+
+def test_folding_batch_norm_changes_nothing(network: PoseNetwork) -> None:
+    trained = copy.deepcopy(network)
+    for layer in trained.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for tensor in (layer.running_mean, layer.weight.data, layer.bias.data):
+                tensor.copy_(torch.randn_like(tensor))
+            layer.running_var.copy_(torch.rand_like(layer.running_var) + 0.2)
+    images = finish(torch.randn(3, 32, 32))
+    with torch.no_grad():
+        plain, fused = trained(images), fused_for_inference(trained)(images)
+    for a, b in zip(plain, fused, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])

@@ -48,7 +48,7 @@ def make(count: int = 1000, **changes: Any) -> tuple[ParticleSet, Memory]:
     simulator = Simulator(VOLUME, PIXEL_A, settings)
     draw = draw_particles(settings, PIXEL_A, 32)
     images = np.concatenate(list(simulator.images(draw)))
-    return particle_set(draw, PIXEL_A, Path("particles.mrcs"), Path("particles.star")), Memory(images)
+    return particle_set(draw, PIXEL_A, 32, Path("particles.mrcs"), Path("particles.star")), Memory(images)
 
 
 @pytest.fixture(scope="module")
