@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import starfile
-from ribosome_snr import MAP, RESULTS, SHARED, machine, run
+from ribosome_snr import MAP, RESULTS, SHARED, machine, portable, run
 
 REAL = SHARED / "real"
 
@@ -118,7 +118,7 @@ def main() -> None:
         sample = REAL / "sample_200px"
         star = sample / "sample_particles_relion31.star"
         result["sample_200px"] = chain(work, star, star, sample, [*few, "--validation-fraction", 0.25])
-    text = json.dumps(result, indent=2)
+    text = portable(json.dumps(result, indent=2), work, SHARED, arguments.output.parent)
     print(text)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(text + "\n")

@@ -51,6 +51,14 @@ def _maxrss_bytes(usage: resource.struct_rusage) -> int:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def portable(text: str, *folders: Path) -> str:
+    """`text` without the paths of this machine: each of `folders` becomes its last name."""
+    for folder in folders:
+        for name in (str(folder.resolve()), str(folder)):
+            text = text.replace(name, folder.name)
+    return text
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
@@ -151,6 +159,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         result = measure(arguments.map, arguments.snr, work, arguments.epochs, arguments.seed)
     text = json.dumps({"command": shlex.join(["python", *sys.argv]), **result}, indent=2)
+    text = portable(text, work, arguments.map.parent, arguments.output.parent)
     print(text)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(text + "\n")

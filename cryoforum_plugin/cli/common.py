@@ -88,7 +88,7 @@ def user_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("cryoforum: interrupted", err=True)
         sys.exit(130)
-    except (ClickException, Exit, Abort):
+    except (ClickException, Exit, Abort, BrokenPipeError):  # click knows what to do
         raise
     except CryoForumError as error:
         if debug:

@@ -35,7 +35,10 @@ from cryoforum_plugin.settings import DEFAULT_VIEWS
     help="Test-time in-plane views of each image: more is slower and a little more accurate.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at a time."
+    "--batch-size",
+    type=click.IntRange(1),
+    default=None,
+    help="Images at a time  [default: 64 on a CPU, 512 on a GPU]",
 )
 @contrast_options
 @data_root_option

@@ -38,7 +38,7 @@ class Predictor:
         self.group = torch.from_numpy(symmetry_group(model.settings.symmetry)).float().to(pipeline.device)
         self.recentre_above_A = RECENTRE_ABOVE * model.settings.training.max_shift * model.box.side_A
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
     def predict(self, rows: IntArray, batch_size: int, advance: Advance) -> RawPrediction:
         """Predict `rows`; the next batch is read while one is computed."""
         parts = []

@@ -51,7 +51,7 @@ class ValidationData:
     rotation: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
 def validate(network: nn.Module, data: ValidationData, group: Tensor) -> tuple[float, float, float]:
     """Negative log-likelihood (nat), median and mean error (deg) over the validation images, one view."""
     network.eval()
