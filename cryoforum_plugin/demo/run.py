@@ -54,7 +54,7 @@ def run_demo(folder: Path, size: DemoSize, seed: int, run: Run) -> DemoResult:
     Half of the particles are for training and clean; the rest are new, and 30 % of them junk.
     """
     train, new = folder / "training", folder / "new"
-    common = ["--snr", "0.1", "--low-pass", "14"]
+    common = ["--snr", "0.3", "--low-pass", "14"]  # as noisy as an SNR of 0.075 at half the pixel size
     run("simulate", MAP_FILE, "-o", train, "--count", size.count // 2, "--seed", seed, *common)
     junk = ["--junk", 0.3]
     run("simulate", MAP_FILE, "-o", new, "--count", size.count // 2, "--seed", seed + 1, *junk, *common)
