@@ -64,7 +64,7 @@ def command(
 finished in {time.monotonic() - start:.0f} s
 error of the new particles       median {result.median_error_deg:.2f} deg; 90 % credible balls hold {100 * result.coverage_90:.0f} %
 selected                         {result.kept} of {result.total} images, median error {result.median_error_selected_deg:.2f} deg
-junk                             {100 * result.junk_before:.0f} % of all images, {100 * result.junk_after:.1f} % of the selected
+noise and wrong particles        {100 * result.junk_before:.0f} % of all images, {100 * result.junk_after:.1f} % of the selected
 resolution (FSC 0.143)           {result.resolution_all_A:.1f} A from all images, {result.resolution_selected_A:.1f} A from the selected
 picture                          {result.picture}
 report                           {result.report}"""
