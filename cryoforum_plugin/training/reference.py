@@ -19,6 +19,10 @@ from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A, wiener_regularisation
 
 
+# A diameter below this part of the box is not believed: too few images, or poses that do not fit together.
+SMALLEST_PART = 0.25
+
+
 @dataclass(frozen=True)
 class Reference:
     """Map of the training particles at the working box.
@@ -101,6 +105,6 @@ def estimate_diameter_A(reference: Reference) -> float | None:
     profile = np.convolve(np.pad(profile[: n // 2], 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     rim = profile[int(0.9 * n / 2) :]
     inside = np.flatnonzero(profile > max(0.02 * profile.max(), 4 * float(np.abs(rim).max())))
-    if len(inside) == 0 or profile.max() <= 0 or inside[-1] < 2:
+    if len(inside) == 0 or profile.max() <= 0 or inside[-1] + 1 < SMALLEST_PART * n / 2:
         return None
     return float(2 * (inside[-1] + 1) * reference.pixel_size_A)
