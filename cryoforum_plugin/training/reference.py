@@ -18,7 +18,6 @@ from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A, wiener_regularisation
 
-
 # A diameter below this part of the box is not believed: too few images, or poses that do not fit together.
 SMALLEST_PART = 0.25
 

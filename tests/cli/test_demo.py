@@ -10,7 +10,12 @@ from chain import cryoforum, succeed
 def test_demo_runs_the_whole_chain_and_says_where_things_are(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     result = succeed("demo", "-o", folder, "--count", 400, "--epochs", 1, "--quiet")
-    for words in ("error of the new particles", "resolution (FSC 0.143)", "wrong particles", str(folder / "demo.png")):
+    for words in (
+        "error of the new particles",
+        "resolution (FSC 0.143)",
+        "wrong particles",
+        str(folder / "demo.png"),
+    ):
         assert words in result.stdout
     assert {"demo.png", "report.html", "predicted.star", "selected.star"} <= {
         p.name for p in folder.iterdir()
