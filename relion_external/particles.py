@@ -35,11 +35,15 @@ __all__ = ["new_document", "read_particles", "write_particles"]
 
 logger = logging.getLogger("cryoforum")
 
+_CORRECTED = {
+    "rlnCtfDataAreCtfPremultiplied": "premultiplied by the CTF",
+    "rlnCtfDataArePhaseFlipped": "phase-flipped",
+}
 COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 _NUMERIC = (
     *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",
     "rlnOpticsGroup", "rlnRandomSubset", "rlnImagePixelSize", "rlnPixelSize", "rlnMagnification",
-    "rlnDetectorPixelSize", "rlnImageDimensionality", "rlnCtfDataAreCtfPremultiplied",
+    "rlnDetectorPixelSize", "rlnImageDimensionality", *_CORRECTED,
 )  # fmt: skip
 
 
@@ -57,7 +61,7 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
     refuse_volumes(host, _dimensionality(host), images.single)
     values = table.numbers(*(label for label in _NUMERIC if label in table))
     optics = read_optics(host, values)
-    _refuse_premultiplied(optics, host)
+    _refuse_corrected(optics, host)
     size_A = pixel_size(optics, host)
     rotation = _rotation(values, path)
     shift_A = _shift_A(values, size_A, rotation)
@@ -89,14 +93,15 @@ def _dimensionality(host: StarHost) -> float | None:
     return max((float(t.numbers(label)[label].max()) for t in tables if label in t and len(t)), default=None)
 
 
-def _refuse_premultiplied(optics: Optics, host: StarHost) -> None:
-    flag = optics.get("rlnCtfDataAreCtfPremultiplied")
-    if flag is not None and flag.any():
-        row = host.particles.where(int(np.flatnonzero(flag)[0]))
-        raise ParticleFileError(
-            f"{host.document.source}: {row}: the images are premultiplied by the CTF "
-            "(_rlnCtfDataAreCtfPremultiplied); extract them again without premultiplication"
-        )
+def _refuse_corrected(optics: Optics, host: StarHost) -> None:
+    """Refuse images whose CTF was applied already: correcting it again would undo it."""
+    for label, what in _CORRECTED.items():
+        flag = optics.get(label)
+        if flag is not None and flag.any():
+            row = host.particles.where(int(np.flatnonzero(flag)[0]))
+            raise ParticleFileError(
+                f"{host.document.source}: {row}: the images are {what} (_{label}); extract them again without that"
+            )
 
 
 def _rotation(values: dict[str, FloatArray], path: Path) -> FloatArray | None:

@@ -80,6 +80,13 @@ def right_multiplication_matrix(r: Tensor) -> Tensor:
     return torch.stack(rows, dim=-1).reshape(*r.shape[:-1], 4, 4)
 
 
+def left_multiplication_matrix(r: Tensor) -> Tensor:
+    """Matrix L `(..., 4, 4)` with L @ q = r * q, for quaternions r `(..., 4)` XYZW."""
+    x, y, z, w = r.unbind(-1)
+    rows = [w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w]
+    return torch.stack(rows, dim=-1).reshape(*r.shape[:-1], 4, 4)
+
+
 def in_plane_quaternion(angle_rad: Tensor) -> Tensor:
     """Quaternion `(..., 4)` of the rotation about z by `angle_rad` `(...)`."""
     zero = torch.zeros_like(angle_rad)

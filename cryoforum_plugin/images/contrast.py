@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError
-from cryoforum_plugin.particles import IntArray
 
 SAMPLE = 300  # images a check looks at
 _MIN_IMAGES = 30
 _CERTAIN = 6.0  # standard errors
-
-
-def sample_rows(rows: IntArray) -> IntArray:
-    """At most SAMPLE of `rows`, evenly spread."""
-    return rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64))] if len(rows) else rows
 
 
 class ContrastCheck:

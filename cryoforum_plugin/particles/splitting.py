@@ -42,3 +42,8 @@ def split_rows(particles: ParticleSet, fraction: float, seed: int) -> tuple[IntA
     chosen[order[np.floor(position).astype(np.int64)]] = True
     is_validation = chosen[inverse]
     return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+
+
+def spread_rows(rows: IntArray, most: int) -> IntArray:
+    """At most `most` of `rows`, evenly spread over the table."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]

@@ -3,7 +3,6 @@
 from cryoforum_plugin.posterior.bingham import (
     align_to_copy,
     gaps,
-    left_multiplication_matrix,
     log_normaliser,
     matrix_from_upper,
     mode,
@@ -16,7 +15,6 @@ __all__ = [
     "align_to_copy",
     "credible_radius",
     "gaps",
-    "left_multiplication_matrix",
     "log_normaliser",
     "matrix_from_upper",
     "mean_angle",

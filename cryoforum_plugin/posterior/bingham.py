@@ -14,6 +14,8 @@ import roma
 import torch
 from torch import Tensor
 
+from cryoforum_plugin.geometry import left_multiplication_matrix
+
 _UPPER_ROW, _UPPER_COLUMN = torch.triu_indices(4, 4)
 # Position of A[i, j] in the 10 numbers, for gathering the full matrix without scatter.
 _POSITION = torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6], [2, 5, 7, 8], [3, 6, 8, 9]])
@@ -96,10 +98,3 @@ def align_to_copy(matrix: Tensor, reference: Tensor, group: Tensor) -> Tensor:
     nearest = torch.einsum("ngi,ni->ng", copies, reference.to(matrix)).abs().argmax(1)
     left = left_multiplication_matrix(group.to(matrix)[nearest])
     return left @ matrix @ left.mT
-
-
-def left_multiplication_matrix(r: Tensor) -> Tensor:
-    """Matrix L `(..., 4, 4)` with L @ q = r * q, for quaternions r `(..., 4)` XYZW."""
-    x, y, z, w = r.unbind(-1)
-    rows = [w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w]
-    return torch.stack(rows, dim=-1).reshape(*r.shape[:-1], 4, 4)

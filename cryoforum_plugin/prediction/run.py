@@ -11,12 +11,13 @@ import torch
 from cryoforum_plugin.confidence.calibration import Calibration, calibrated
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
-from cryoforum_plugin.images.contrast import ContrastCheck, sample_rows
+from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
+from cryoforum_plugin.particles.splitting import spread_rows
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import progress
@@ -110,7 +111,7 @@ def _pipeline(
 def _check_contrast(pipeline: ImagePipeline) -> None:
     """Refuse dark protein before any work; warn where a sample of the images cannot tell."""
     check = ContrastCheck()
-    for rows in pipeline.batches(sample_rows(np.arange(len(pipeline.particles)))):
+    for rows in pipeline.batches(spread_rows(np.arange(len(pipeline.particles)), SAMPLE)):
         check.add(pipeline.working(rows, None, pipeline.read(rows)))
     warning = check.verdict(pipeline.particles.source)
     if warning:

@@ -14,7 +14,8 @@ from cryoforum_plugin.confidence.outliers import fit_outliers
 from cryoforum_plugin.geometry import angular_distance_to_group, symmetry_group
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
-from cryoforum_plugin.particles import FloatArray, IntArray, Prediction
+from cryoforum_plugin.particles import FloatArray, Prediction
+from cryoforum_plugin.particles.splitting import spread_rows
 from cryoforum_plugin.posterior import credible_radius, matrix_from_upper, mode
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
@@ -23,11 +24,6 @@ from cryoforum_plugin.training.preparation import Prepared
 
 MOST_PARTICLES = 5000
 BATCH = 256
-
-
-def _spread(rows: IntArray, most: int) -> IntArray:
-    """At most `most` of `rows`, evenly spread over the table."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
 
 
 def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArray:
@@ -39,10 +35,10 @@ def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArr
 
 def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: bool) -> Model:
     """Return `model` with its calibration for every number of views and its outlier model filled in."""
-    particles, rows = prepared.particles, _spread(prepared.validation_rows, MOST_PARTICLES)
+    particles, rows = prepared.particles, spread_rows(prepared.validation_rows, MOST_PARTICLES)
     rotation = particles.require_rotation()[rows]
     known_shift_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
-    of_training = _spread(prepared.training_rows, MOST_PARTICLES)
+    of_training = spread_rows(prepared.training_rows, MOST_PARTICLES)
     figures: dict[str, Any] = {}
     percentiles: dict[str, Any] = {}
     held_out: torch.Tensor | None = None

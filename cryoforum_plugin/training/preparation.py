@@ -15,12 +15,12 @@ from torch import Tensor
 
 from cryoforum_plugin.errors import OutputError, ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.images.contrast import ContrastCheck, sample_rows
+from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
-from cryoforum_plugin.particles.splitting import split_rows
+from cryoforum_plugin.particles.splitting import split_rows, spread_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.simulation.project import Projector
@@ -220,7 +220,7 @@ def _memory_map(file: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...]
 def _check_contrast(pipeline: ImagePipeline, rows: IntArray) -> None:
     """Refuse dark protein, warn where a sample of the images cannot tell."""
     check = ContrastCheck()
-    for of_batch in pipeline.batches(sample_rows(rows)):
+    for of_batch in pipeline.batches(spread_rows(rows, SAMPLE)):
         shift_A = _rows_of(pipeline.particles.shift_A, of_batch)
         check.add(pipeline.working(of_batch, shift_A, pipeline.read_usable(of_batch)))
     warning = check.verdict(pipeline.particles.source)

@@ -9,12 +9,16 @@ import roma
 import torch
 from torch.autograd import gradcheck
 
-from cryoforum_plugin.geometry import angular_distance, random_quaternions, symmetry_group
+from cryoforum_plugin.geometry import (
+    angular_distance,
+    left_multiplication_matrix,
+    random_quaternions,
+    symmetry_group,
+)
 from cryoforum_plugin.posterior import (
     align_to_copy,
     credible_radius,
     gaps,
-    left_multiplication_matrix,
     log_normaliser,
     matrix_from_upper,
     mean_angle,

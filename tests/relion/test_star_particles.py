@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -458,11 +457,6 @@ def test_fresh_documents_of_particles_with_little(tmp_path: Path) -> None:
     assert new_document(replace(made, box_px=64)).tables[0].strings("rlnImageSize") == ["64", "64"]
 
 
-needs_star_handler = pytest.mark.skipif(
-    shutil.which("relion_star_handler") is None, reason="RELION is not on PATH"
-)
-
-
 def select(folder: Path, name: str) -> dict:
     """Return what RELION's Select job would leave of a file with confidence 0.5 to 1."""
     command = ["relion_star_handler", "--i", name, "--o", "selected.star", "--select", "rlnParticleFigureOfMerit",
@@ -472,7 +466,7 @@ def select(folder: Path, name: str) -> dict:
     return starfile.read(folder / "selected.star", always_dict=True)
 
 
-@needs_star_handler
+@pytest.mark.usefixtures("relion")
 @pytest.mark.parametrize("host", ["relion 5", "fresh"])
 def test_relion_selects_from_what_we_write(host: str, star: Path, project: Path) -> None:
     particles = make_particles(project) if host == "fresh" else read_particles(star)
@@ -496,7 +490,7 @@ def test_relion_selects_from_what_we_write(host: str, star: Path, project: Path)
     assert angles_deg(again.require_rotation(), prediction.rotation[kept]).max() < 1e-4
 
 
-@pytest.mark.skipif(shutil.which("relion_project") is None, reason="RELION is not on PATH")
+@pytest.mark.usefixtures("relion")
 def test_relion_projects_with_the_poses_we_write(project: Path) -> None:
     made = make_particles(project, n=4)
     made = replace(
