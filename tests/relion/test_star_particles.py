@@ -243,6 +243,7 @@ def changed(**columns: list[str]) -> str:
         (OPTICS.replace("2.500000 2", "2.500000 3") + block(COLUMNS), r"subtomograms \(rlnImageDimensionality is 3\)"),
         (block({**OLD, "rlnImageName": ["a.mrc"] * 4, "rlnCoordinateZ": ["1"] * 4}), r"subtomograms .*_rlnCoordinateZ"),
         (OPTICS.replace("rlnImageDimensionality", "rlnCtfDataAreCtfPremultiplied") + block(COLUMNS), r"premultiplied by"),
+        (OPTICS.replace("rlnImageDimensionality", "rlnCtfDataArePhaseFlipped") + block(COLUMNS), r"phase-flipped"),
     ],
 )  # fmt: skip
 def test_unusable_files_say_why(text: str, message: str, tmp_path: Path) -> None:
