@@ -17,24 +17,60 @@ class ImageSettings:
     """How particles become working images.
 
     size_px : side of the working box. diameter_A : particle diameter, None = measured from a quick
-    reconstruction. margin : side of the window in diameters. ctf : flip phases, multiply by the CTF, or
-    leave it. contrast : check (refuse dark protein), invert, or ignore.
+    reconstruction. margin : side of the window in diameters, None = the whole image. ctf : flip phases,
+    multiply by the CTF, keep it in the images, or none (there is none in them). contrast : check (refuse
+    dark protein), invert, or ignore. preprocessing : of the working image; background = rim to mean 0 and
+    s.d. 1, then circular mask; image = circular mask, then the whole to mean 0 and s.d. 1; none.
     """
 
     size_px: int = 64
     diameter_A: float | None = None
-    margin: float = 1.2
+    margin: float | None = 1.2
     ctf: str = "flip"
     contrast: str = "check"
+    preprocessing: str = "background"
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Width of the network: channels of the first stage, features per sector, hidden units of the head."""
+    """The network.
 
+    encoder : polar, or vgg (the paper's). representation : what the head's numbers mean: symmetric (A
+    itself), qcqp (A = L L'), 6d (Gram-Schmidt), quaternion; the last two with one width for all images.
+    channels : of the first stage. polar only: features per sector, hidden units of the head. vgg only:
+    blur (none, gaussian, low_pass), pooling (max, max_average, generalised_mean), final_convolutions
+    (0 to 2 of the last two), dropout.
+    """
+
+    encoder: str = "polar"
+    representation: str = "symmetric"
     channels: int = 32
     features: int = 64
     hidden: int = 256
+    blur: str = "low_pass"
+    pooling: str = "generalised_mean"
+    final_convolutions: int = 2
+    dropout: float = 0.3
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is minimised: a weighted sum of terms of the orientation, and the shift's likelihood.
+
+    likelihood : Bingham negative log-likelihood (nat). geodesic : angle (rad) between label and mode.
+    chordal : squared distance of the quaternions. distance : error of the predicted pairwise distances
+    (rad); needs training.branches siamese or all_pairs. curriculum : the paper's weights, from distance to
+    the other terms. shift : weight of the shift's likelihood. symmetry : average the likelihood over
+    equivalent labels, or asymmetric_unit (the paper: labels reduced to it).
+    """
+
+    likelihood: float = 1.0
+    geodesic: float = 0.0
+    chordal: float = 0.0
+    distance: float = 0.0
+    curriculum: bool = False
+    shift: float = 0.1
+    symmetry: str = "average"
 
 
 @dataclass(frozen=True)
@@ -43,9 +79,15 @@ class TrainingSettings:
 
     epochs : None = as many as `samples` images need. batch_size : images a step. simulated : fraction of
     each batch that shows the reference, rebuilt from the training particles, in new poses under the
-    particles' own CTFs and noise. max_shift : largest augmentation shift along x and y, as a fraction of the
+    particles' own CTFs and noise. augmentation : full (rotation, mirror, shift, noise), noise (images and
+    shifts as they are, noise grows), or none. max_shift : largest augmentation shift along x and y, as a fraction of the
     window; raised to what 99 % of the particles have. noise_range : factor by which noise grows or falls.
-    reference_particles : at most this many build the reference.
+    reference_particles : at most this many build the reference. optimiser : adamw, or adam with weight decay
+    as an L2 term on kernels. cycle_momentum : momentum falls while the learning rate rises.
+    branches : single; siamese (batches of pairs); all_pairs (every pair of a batch from one pass). For
+    siamese, pairs : random or stratified (equal numbers in bins of distance), and pair_fraction of all ordered
+    pairs make an epoch. freeze : none, early (first half of the encoder) or encoder keep the weights they
+    start with (see --init-from), for freeze_epochs (None = all).
     """
 
     epochs: int | None = None
@@ -58,7 +100,14 @@ class TrainingSettings:
     simulated: float = 0.75
     max_shift: float = 0.03
     noise_range: float = 1.25
-    shift_weight: float = 0.1
+    augmentation: str = "full"
+    optimiser: str = "adamw"
+    cycle_momentum: bool = False
+    branches: str = "single"
+    pairs: str = "random"
+    pair_fraction: float = 0.01
+    freeze: str = "none"
+    freeze_epochs: int | None = None
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
     seed: int = 1
@@ -72,6 +121,7 @@ class Settings:
     symmetry: str = "C1"
     images: ImageSettings = field(default_factory=ImageSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
@@ -80,6 +130,29 @@ DEFAULT_VIEWS = 2  # test-time views of a prediction: 4 and 8 gain 1 % (docs/ben
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": {"network.channels": 24, "training.samples": 64_000},
+    "paper": {
+        "images.size_px": 128,
+        "images.margin": None,
+        "images.ctf": "keep",
+        "images.preprocessing": "image",
+        "network.encoder": "vgg",
+        "network.representation": "qcqp",
+        "loss.likelihood": 0.0,
+        "loss.geodesic": 1.0,
+        "loss.distance": 1.0,
+        "loss.curriculum": True,
+        "loss.symmetry": "asymmetric_unit",
+        "training.epochs": 50,
+        "training.batch_size": 256,
+        "training.learning_rate": 1e-3,
+        "training.weight_decay": 2e-3,  # the gradient of 0.001 * sum of squares
+        "training.warm_up": 0.3,
+        "training.simulated": 0.0,
+        "training.augmentation": "noise",
+        "training.optimiser": "adam",
+        "training.cycle_momentum": True,
+        "training.branches": "siamese",
+    },
 }
 
 
@@ -90,6 +163,10 @@ def _convert(text: Any, hint: Any, key: str) -> Any:
     if optional and (text is None or str(text).lower() in ("none", "auto")):
         return None
     kind = options[0]
+    if kind is bool:
+        if str(text).lower() not in ("true", "false"):
+            raise SettingsError(f"setting {key}: {text!r} is not true or false")
+        return str(text).lower() == "true"
     try:
         if kind is int and float(text) != int(float(text)):
             raise ValueError
@@ -118,15 +195,36 @@ def with_values(settings: Settings, values: dict[str, Any]) -> Settings:
     return settings
 
 
+CHOICES = {
+    "images.ctf": ("flip", "multiply", "keep", "none"),
+    "images.contrast": ("check", "invert", "ignore"),
+    "images.preprocessing": ("background", "image", "none"),
+    "network.encoder": ("polar", "vgg"),
+    "network.representation": ("symmetric", "qcqp", "6d", "quaternion"),
+    "network.blur": ("none", "gaussian", "low_pass"),
+    "network.pooling": ("max", "max_average", "generalised_mean"),
+    "loss.symmetry": ("average", "asymmetric_unit"),
+    "training.augmentation": ("full", "noise", "none"),
+    "training.optimiser": ("adamw", "adam"),
+    "training.branches": ("single", "siamese", "all_pairs"),
+    "training.pairs": ("random", "stratified"),
+    "training.freeze": ("none", "early", "encoder"),
+}
+
+
 def check(settings: Settings) -> None:
     """Raise SettingsError for the first setting that is out of range."""
-    images, training = settings.images, settings.training
+    images, network, loss, training = settings.images, settings.network, settings.loss, settings.training
+    values = flatten(settings)
+    terms = (loss.likelihood, loss.geodesic, loss.chordal)
     rules = [
+        *(
+            (values[key] in known, f"{key} must be {', '.join(known[:-1])} or {known[-1]}")
+            for key, known in CHOICES.items()
+        ),
         (images.size_px % 2 == 0 and 16 <= images.size_px <= 512, "images.size_px must be even, 16 to 512"),
-        (images.ctf in ("flip", "multiply", "none"), "images.ctf must be flip, multiply or none"),
-        (images.contrast in ("check", "invert", "ignore"), "images.contrast must be check, invert or ignore"),
         (images.diameter_A is None or images.diameter_A > 0, "images.diameter_A must be positive"),
-        (1 <= images.margin <= 4, "images.margin must be 1 to 4"),
+        (images.margin is None or 1 <= images.margin <= 4, "images.margin must be 1 to 4, or none"),
         (0 <= training.simulated <= 1, "training.simulated must be 0 to 1"),
         (0 < training.validation_fraction < 1, "training.validation_fraction must be between 0 and 1"),
         (training.epochs is None or training.epochs >= 1, "training.epochs must be at least 1"),
@@ -139,11 +237,28 @@ def check(settings: Settings) -> None:
         (0 < training.warm_up < 1, "training.warm_up must be between 0 and 1"),
         (training.weight_decay >= 0, "training.weight_decay must not be negative"),
         (training.gradient_clip > 0, "training.gradient_clip must be positive"),
-        (training.shift_weight >= 0, "training.shift_weight must not be negative"),
+        (0 < training.pair_fraction <= 1, "training.pair_fraction must be above 0, at most 1"),
+        (
+            training.freeze_epochs is None or training.freeze_epochs >= 1,
+            "training.freeze_epochs must be at least 1",
+        ),
+        (min(*terms, loss.distance, loss.shift) >= 0, "the weights of section loss must not be negative"),
+        (max(terms) > 0, "one of loss.likelihood, loss.geodesic and loss.chordal must be above 0"),
+        (
+            loss.distance == 0 or training.branches != "single",
+            "loss.distance needs training.branches siamese or all_pairs",
+        ),
+        (not loss.curriculum or loss.distance > 0, "loss.curriculum needs a loss.distance above 0"),
+        (
+            training.augmentation == "full" or training.simulated == 0,
+            "training.augmentation noise or none needs training.simulated 0: simulated images are turned and shifted",
+        ),
         (training.reference_particles >= 10, "training.reference_particles must be at least 10"),
-        (settings.network.channels >= 1, "network.channels must be at least 1"),
-        (settings.network.features >= 1, "network.features must be at least 1"),
-        (settings.network.hidden >= 1, "network.hidden must be at least 1"),
+        (network.channels >= 1, "network.channels must be at least 1"),
+        (network.features >= 1, "network.features must be at least 1"),
+        (network.hidden >= 1, "network.hidden must be at least 1"),
+        (0 <= network.final_convolutions <= 2, "network.final_convolutions must be 0 to 2"),
+        (0 <= network.dropout < 1, "network.dropout must be 0 to below 1"),
     ]
     for holds, message in rules:
         if not holds:

@@ -23,7 +23,7 @@ from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.posterior import mode, negative_log_likelihood
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.settings import TrainingSettings
+from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.losses import pose_loss
 
@@ -84,29 +84,30 @@ class Trainer:
         batches: BatchMaker,
         validation: ValidationData,
         group: Tensor,
-        settings: TrainingSettings,
+        settings: Settings,
         epochs: int,
         checkpoint: Path,
     ) -> None:
         self.fabric, self.batches, self.validation, self.group = fabric, batches, validation, group
-        self.settings, self.epochs, self.checkpoint = settings, epochs, checkpoint
+        self.settings, self.loss = settings.training, settings.loss
+        self.epochs, self.checkpoint = epochs, checkpoint
         self.count = len(batches.data.rotation)
-        images_per_step = settings.batch_size * fabric.world_size
+        images_per_step = self.settings.batch_size * fabric.world_size
         self.steps_per_epoch = max(1, epoch_images(self.count) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         fused = fabric.device.type in ("cpu", "cuda")
         optimiser = torch.optim.AdamW(
             network.parameters(),
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
             betas=(0.9, 0.98),
             fused=fused,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
-            settings.learning_rate,
+            self.settings.learning_rate,
             total_steps=epochs * self.steps_per_epoch,
-            pct_start=settings.warm_up,
+            pct_start=self.settings.warm_up,
             cycle_momentum=False,
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
@@ -154,9 +155,7 @@ class Trainer:
         for rows in self._rows().split(self.settings.batch_size):
             batch = self.batches.make(rows)
             output = self.network(batch.images)
-            loss, orientation = pose_loss(
-                output, batch.rotation, batch.shift, self.group, self.settings.shift_weight
-            )
+            loss, orientation = pose_loss(output, batch.rotation, batch.shift, self.group, self.loss.shift)
             if not torch.isfinite(loss):
                 raise ModelError("training diverged (the loss is not finite); lower training.learning_rate")
             self.optimiser.zero_grad()

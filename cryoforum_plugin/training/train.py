@@ -165,7 +165,7 @@ def _fit(prepared: Prepared, directory: Path, fabric: Fabric, resume: bool, quie
         BatchMaker(prepared.training, settings.training, torch.Generator()),
         ValidationData(prepared.validation_images, rotation.to(fabric.device)),
         group.to(fabric.device),
-        settings.training,
+        settings,
         epochs,
         directory / "checkpoint",
     )
