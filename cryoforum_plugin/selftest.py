@@ -141,7 +141,7 @@ def _star_reader() -> Check:
 
 
 def _projection() -> Check:
-    from cryoforum_plugin.simulation.project import Projector
+    from cryoforum_plugin.images.projector import Projector
 
     R = _matrices(_poses())
     images = Projector(torch.from_numpy(blob_volume()).float(), 1.0).project(torch.from_numpy(R))
@@ -149,7 +149,7 @@ def _projection() -> Check:
 
 
 def _shift() -> Check:
-    from cryoforum_plugin.simulation.project import Projector
+    from cryoforum_plugin.images.projector import Projector
 
     R, shift_px = _matrices(_poses()), np.array([[3.0, -2], [0, 4], [-5, 1], [2.5, 0.5]])
     pixel_size_A = 1.7

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.images.fourier import frequency_grid, radial_sum, shell_index
-from cryoforum_plugin.simulation.project import divide_by_sinc2, sample_half
+from cryoforum_plugin.images.projector import divide_by_sinc2, sample_half
 
 POINTS_PER_PASS = 2**21  # slice points handled at once: bounds the memory to about 100 MB
 

@@ -15,10 +15,10 @@ from cryoforum_plugin.images.augment import in_plane_operation, mirror, quarter_
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import shift_images, shift_transform
 from cryoforum_plugin.images.pipeline import CtfMode, remaining_transfer
+from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.working import finish, rim_deviation
 from cryoforum_plugin.particles import Ctf, FloatArray
 from cryoforum_plugin.settings import TrainingSettings
-from cryoforum_plugin.simulation.project import Projector
 
 
 class Batch(NamedTuple):

@@ -17,13 +17,13 @@ from cryoforum_plugin.errors import OutputError, ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
+from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows, spread_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
-from cryoforum_plugin.simulation.project import Projector
 from cryoforum_plugin.training.batches import TrainingData
 from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
 

@@ -13,6 +13,7 @@ from blobs import blob_positions, blob_volume
 from particle_tables import make_particles
 
 from cryoforum_plugin.images.pipeline import ImagePipeline
+from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.network import NetworkOutput, PoseNetwork
@@ -20,7 +21,6 @@ from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.settings import Settings, with_values
-from cryoforum_plugin.simulation.project import Projector
 
 SIDE_A, SIZE = 120.0, 32
 

@@ -19,6 +19,7 @@ from cryoforum_plugin.errors import ImageStackError, SettingsError
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import radial_sum, shift_images
+from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.particles import Ctf
 from cryoforum_plugin.simulation.draw import (
@@ -28,7 +29,6 @@ from cryoforum_plugin.simulation.draw import (
     SimulationSettings,
     draw_particles,
 )
-from cryoforum_plugin.simulation.project import Projector
 from cryoforum_plugin.simulation.simulate import Simulator
 from cryoforum_plugin.simulation.volume import low_pass, make_even, randomise_phases, read_map
 

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from torch_fourier_slice import project_3d_to_2d
 
 from cryoforum_plugin.images.fourier import fourier_crop, shift_images
-from cryoforum_plugin.simulation.project import Projector
+from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.simulation.volume import make_even
 
 POSITIONS = blob_positions()
