@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from cryoforum_plugin.errors import SettingsError
 
@@ -50,3 +51,8 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name not in ("32", "bf16"):
         raise SettingsError(f"unknown precision {name!r}; use auto, 32 or bf16")
     return "bf16-mixed" if name == "bf16" else "32-true"
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Tensor in float32, or in the wider type it has."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

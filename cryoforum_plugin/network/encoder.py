@@ -1,4 +1,4 @@
-"""Encoders: image -> features that turn with the image."""
+"""Polar encoder: image -> features that turn with the image."""
 
 from __future__ import annotations
 
@@ -97,8 +97,10 @@ def fused_for_inference(network: Network) -> Network:
     fused = copy.deepcopy(network).eval()
     for block in fused.modules():
         if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
-            convolution = block[0]
-            assert isinstance(convolution, CircularConv2d)
-            convolution.conv = fuse_conv_bn_eval(convolution.conv, block[1])
+            if isinstance(block[0], CircularConv2d):
+                block[0].conv = fuse_conv_bn_eval(block[0].conv, block[1])
+            else:
+                assert isinstance(block[0], nn.Conv2d)
+                block[0] = fuse_conv_bn_eval(block[0], block[1])
             block[1] = nn.Identity()
     return fused

@@ -1,4 +1,4 @@
-"""Heads: features that turn with the image -> orientation posterior and shift."""
+"""Heads: features -> orientation posterior and shift."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cryoforum_plugin.geometry import in_plane_quaternion, right_multiplication_matrix
-from cryoforum_plugin.network.encoder import Encoder
-from cryoforum_plugin.posterior import matrix_from_upper
+from cryoforum_plugin.network.device import at_least_float32
+from cryoforum_plugin.network.representation import Representation
 
 # Unit of the shift outputs, a fraction of the box: keeps their gradients of the size of the pose's.
 SHIFT_SCALE = 0.03
@@ -22,7 +22,8 @@ class NetworkOutput(NamedTuple):
     bingham : `(b, 4, 4)` symmetric A of the orientation posterior.
     shift : `(b, 2)` x, y as a fraction of the working box; translating by +shift centres the particle.
     shift_log_variance : `(b,)` log of the variance of each shift component, same unit squared.
-    features : `(b, f)` description of the image that does not change when it rotates in the plane.
+    features : `(b, f)` description of the image; from RotationHead it does not change when the image
+    rotates in the plane.
     """
 
     bingham: Tensor
@@ -39,7 +40,9 @@ class RotationHead(nn.Module):
     Bingham distributions and turns exactly with the image.
     """
 
-    def __init__(self, positions: int, features: int, hidden: int = 256) -> None:
+    def __init__(
+        self, positions: int, features: int, hidden: int = 256, representation: str = "symmetric"
+    ) -> None:
         super().__init__()
         angle = torch.arange(positions) * (2 * math.pi / positions)
         self.to_frame: Tensor
@@ -52,7 +55,8 @@ class RotationHead(nn.Module):
         self.register_buffer("vector_to_frame", vector, persistent=False)  # (positions, 2, 2)
         self.first = nn.Linear(positions * features, hidden)
         self.second = nn.Linear(hidden, hidden)
-        self.rotation = nn.Linear(hidden, 10)
+        self.representation = Representation(representation)
+        self.rotation = nn.Linear(hidden, self.representation.numbers)
         self.shift = nn.Linear(hidden, 3)
 
     def _read_ring(self, features: Tensor) -> Tensor:
@@ -73,8 +77,8 @@ class RotationHead(nn.Module):
         hidden = hidden + nn.functional.silu(self.second(hidden))
         theta, shift = self.rotation(hidden), self.shift(hidden)
         with torch.autocast(features.device.type, enabled=False):
-            theta, shift, hidden = (_at_least_float32(x) for x in (theta, shift, hidden))
-            matrices = matrix_from_upper(theta)  # (b, positions, 4, 4)
+            theta, shift, hidden = (at_least_float32(x) for x in (theta, shift, hidden))
+            matrices = self.representation(theta)  # (b, positions, 4, 4)
             bingham = torch.einsum("jki,bjkl,jlm->bim", self.to_frame, matrices, self.to_frame)
             vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2])
             return NetworkOutput(
@@ -85,19 +89,31 @@ class RotationHead(nn.Module):
             )
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+class DenseHead(nn.Module):
+    """The paper's head: one dense layer from the pooled features to the numbers of a representation.
 
+    The paper knows no shifts. A second layer reads them from detached features, so that they leave the
+    training of the orientation exactly the paper's; it starts at shift 0 of scale SHIFT_SCALE.
+    """
 
-class PoseNetwork(nn.Module):
-    """Encoder and head: masked, normalised images `(b, 1, n, n)` -> NetworkOutput."""
-
-    def __init__(self, size_px: int, channels: int = 32, features: int = 64, hidden: int = 256) -> None:
+    def __init__(self, features: int, representation: str = "qcqp") -> None:
         super().__init__()
-        self.encoder = Encoder(size_px, channels, features)
-        self.head = RotationHead(self.encoder.positions, self.encoder.out_features, hidden)
+        self.representation = Representation(representation)
+        self.rotation = nn.Linear(features, self.representation.numbers)
+        self.shift = nn.Linear(features, 3)
+        nn.init.kaiming_normal_(self.rotation.weight)
+        for zero in (self.rotation.bias, self.shift.weight, self.shift.bias):
+            nn.init.zeros_(zero)
 
-    def forward(self, images: Tensor) -> NetworkOutput:
-        """Predict for images `(b, 1, size_px, size_px)`."""
-        output: NetworkOutput = self.head(self.encoder(images))
-        return output
+    def forward(self, features: Tensor) -> NetworkOutput:
+        """Map `(b, 1, features)` to a NetworkOutput."""
+        # the layers are small, and their output is the pose itself: bfloat16 would round it to half a degree
+        with torch.autocast(features.device.type, enabled=False):
+            pooled = at_least_float32(features).squeeze(1)
+            shift = self.shift(pooled.detach())
+            return NetworkOutput(
+                bingham=self.representation(self.rotation(pooled)),
+                shift=SHIFT_SCALE * shift[:, :2],
+                shift_log_variance=shift[:, 2] + 2 * math.log(SHIFT_SCALE),
+                features=pooled,
+            )

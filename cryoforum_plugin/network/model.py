@@ -14,7 +14,7 @@ from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import ModelError, SettingsError
 from cryoforum_plugin.images.working import WorkingBox
-from cryoforum_plugin.network.head import PoseNetwork
+from cryoforum_plugin.network.pose_network import PoseNetwork
 from cryoforum_plugin.settings import Settings, flatten, with_values
 
 FORMAT_VERSION = 1
@@ -36,8 +36,7 @@ class Model:
 
 def build_network(settings: Settings, size_px: int) -> PoseNetwork:
     """Network of the given settings with fresh weights for a working box of `size_px`."""
-    width = settings.network
-    return PoseNetwork(size_px, width.channels, width.features, width.hidden)
+    return PoseNetwork(size_px, settings.network)
 
 
 def save_model(directory: Path, model: Model, provenance: dict[str, Any]) -> None:

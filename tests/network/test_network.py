@@ -16,12 +16,13 @@ from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import Encoder, PoseNetwork, RotationHead
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.encoder import fused_for_inference
+from cryoforum_plugin.settings import NetworkSettings
 
 
 @pytest.fixture(scope="module")
 def network() -> PoseNetwork:
     torch.manual_seed(1)
-    return PoseNetwork(32, channels=4, features=8, hidden=16).eval()
+    return PoseNetwork(32, NetworkSettings(channels=4, features=8, hidden=16)).eval()
 
 
 def test_quarter_turn_of_the_image_turns_the_posterior_and_the_shift(network: PoseNetwork) -> None:

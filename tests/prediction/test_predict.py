@@ -20,7 +20,7 @@ from cryoforum_plugin.network import NetworkOutput, PoseNetwork
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.prediction.predict import Predictor
-from cryoforum_plugin.settings import Settings, with_values
+from cryoforum_plugin.settings import NetworkSettings, Settings, with_values
 
 SIDE_A, SIZE = 120.0, 32
 
@@ -71,7 +71,9 @@ def particles_of(folder: Path, size: int, pixel_A: np.ndarray, shift_A: np.ndarr
 def predictor_for(particles: ParticleSet, network: torch.nn.Module, reach: float) -> Predictor:
     settings = with_values(Settings(), {"training.max_shift": reach, "network.channels": 4})
     box = WorkingBox(SIDE_A, SIZE)
-    model = Model(PoseNetwork(SIZE, 4, 8, 16).eval(), settings, box, {}, {})
+    model = Model(
+        PoseNetwork(SIZE, NetworkSettings(channels=4, features=8, hidden=16)).eval(), settings, box, {}, {}
+    )
     reader = StackReader(particles.stacks)
     box_px = reader.check(particles)
     pipeline = ImagePipeline(particles, reader, box_px, box, "flip", 1.0, torch.device("cpu"))
