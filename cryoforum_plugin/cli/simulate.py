@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 @click.option(
     "--symmetry", default="C1", show_default=True, help="Spread views over the copies of this group."
 )
+@click.option(
+    "--asymmetric-unit", is_flag=True, help="Keep views in one asymmetric unit of --symmetry instead."
+)
 @click.option("--split", type=float, nargs=2, default=None, help="Fractions for train and test tables.")
 @click.option("--format", "format_name", type=click.Choice(["star", "cs"]), default="star", show_default=True)
 @click.option("--float16", is_flag=True, help="Write the stack in half precision (MRC mode 12).")
@@ -75,6 +78,7 @@ def command(
     q0: float,
     junk: float,
     symmetry: str,
+    asymmetric_unit: bool,
     split: tuple[float, float] | None,
     format_name: str,
     float16: bool,
@@ -110,6 +114,7 @@ def command(
         box_px=box,
         junk=junk,
         symmetry=symmetry,
+        asymmetric_unit=asymmetric_unit,
         seed=seed,
     )
     settings.check()

@@ -1,5 +1,6 @@
-"""Rotations, distances and point groups."""
+"""Rotations, distances, point groups and their asymmetric units."""
 
+from cryoforum_plugin.geometry.asymmetric_unit import in_asymmetric_unit, reduce_to_asymmetric_unit
 from cryoforum_plugin.geometry.rotations import (
     angular_distance,
     angular_distance_to_group,
@@ -18,11 +19,13 @@ from cryoforum_plugin.geometry.symmetry import symmetry_group
 __all__ = [
     "angular_distance",
     "angular_distance_to_group",
+    "in_asymmetric_unit",
     "in_plane_quaternion",
     "left_multiplication_matrix",
     "quaternion_to_relion_euler",
     "quaternion_to_rotation_vector",
     "random_quaternions",
+    "reduce_to_asymmetric_unit",
     "relion_euler_to_quaternion",
     "right_multiplication_matrix",
     "rotation_vector_to_quaternion",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.errors import SettingsError
-from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.geometry import reduce_to_asymmetric_unit, symmetry_group
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray
 
 GOOD, PURE_NOISE, OFF_CENTRE, WRONG_PARTICLE = range(4)
@@ -24,7 +25,8 @@ class SimulationSettings:
     the variance of the white noise; infinity for none. shift_px : largest shift along x and y, in pixels
     of the output. defocus_um : range. low_pass_A, box_px : None = as the map. junk : fraction of
     particles, in equal thirds pure noise, off-centre, wrong particle. symmetry : views are spread over
-    the copies of this group (which leaves uniform views uniform).
+    the copies of this group (which leaves uniform views uniform), or, with asymmetric_unit, all brought
+    into its asymmetric unit (section 4.3).
     """
 
     count: int = 5000
@@ -38,6 +40,7 @@ class SimulationSettings:
     box_px: int | None = None
     junk: float = 0.0
     symmetry: str = "C1"
+    asymmetric_unit: bool = False
     seed: int = 1
 
     def check(self) -> None:
@@ -114,6 +117,9 @@ def _views(settings: SimulationSettings, views: FloatArray | None, rng: np.rando
         chosen = Rotation.from_quat(views[rng.integers(len(views), size=n)])
         jitter = Rotation.from_rotvec(np.radians(VIEW_JITTER_DEG) * rng.standard_normal((n, 3)))
         rotation = jitter * chosen * Rotation.from_euler("z", rng.uniform(0, 2 * np.pi, (n, 1)))
+    if settings.asymmetric_unit:
+        q = torch.from_numpy(np.asarray(rotation.as_quat()))
+        return np.asarray(reduce_to_asymmetric_unit(q, settings.symmetry))
     group = symmetry_group(settings.symmetry)
     return np.asarray((Rotation.from_quat(group[rng.integers(len(group), size=n)]) * rotation).as_quat())
 

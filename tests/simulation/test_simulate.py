@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from cryoforum_plugin.cli.main import main
 from cryoforum_plugin.errors import ImageStackError, SettingsError
 from cryoforum_plugin.formats import read_particles
+from cryoforum_plugin.geometry import angular_distance_to_group, quaternion_to_relion_euler, symmetry_group
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import radial_sum, shift_images
 from cryoforum_plugin.images.projector import Projector
@@ -128,6 +129,27 @@ def test_symmetry_spreads_views_over_copies() -> None:
     draw = draw_particles(SimulationSettings(count=400, symmetry="C4"), 1.0, 32, views=view)
     rot = np.degrees(np.arctan2(*Rotation.from_quat(draw.rotation).as_matrix()[:, [1, 0], 2].T)) % 360
     assert np.histogram(rot, 4, (-35, 325))[0].min() > 60
+
+
+def test_views_stay_in_the_asymmetric_unit_when_asked() -> None:
+    settings = SimulationSettings(count=2000, symmetry="D2", asymmetric_unit=True)
+    rotation = draw_particles(settings, 1.0, 32).rotation
+    rot, tilt, psi = quaternion_to_relion_euler(rotation).T  # section 4.3 of the paper
+    assert np.histogram(rot, 4, (0, 180))[0] == pytest.approx(500, rel=0.15)
+    assert np.histogram(np.cos(np.radians(tilt)), 4, (0, 1))[0] == pytest.approx(500, rel=0.15)
+    assert np.histogram(psi, 4, (-180, 180))[0] == pytest.approx(500, rel=0.15)
+    free = draw_particles(SimulationSettings(count=2000), 1.0, 32).rotation
+    assert not np.allclose(rotation, free)
+    distance = angular_distance_to_group(*map(torch.from_numpy, (rotation, free, symmetry_group("D2"))))
+    assert distance.max() < 1e-7
+
+
+def test_views_from_a_table_are_brought_into_the_asymmetric_unit() -> None:
+    view = Rotation.from_euler("ZYZ", [100, 60, 10], degrees=True).as_quat()[None]
+    settings = SimulationSettings(count=100, symmetry="C4", asymmetric_unit=True)
+    rot = quaternion_to_relion_euler(draw_particles(settings, 1.0, 32, views=view).rotation)[:, 0]
+    assert np.abs(rot).max() < 45
+    assert np.median(rot) == pytest.approx(10, abs=2)
 
 
 def test_ctfs_are_rows_of_the_table() -> None:
@@ -280,6 +302,14 @@ def test_command_samples_the_tables_it_is_given(blob_map: Path) -> None:
     )
     assert set(second.defocus_u_A) <= set(first.defocus_u_A)
     assert set(second.voltage_kV) == {200.0}
+
+
+def test_command_keeps_views_in_the_asymmetric_unit(blob_map: Path) -> None:
+    arguments = (blob_map, "-o", "sim", "--count", 40, "--symmetry", "D2", "--asymmetric-unit", "--quiet")
+    assert simulate(*arguments).exit_code == 0
+    rot, tilt, _ = quaternion_to_relion_euler(read_particles(Path("sim/particles.star")).require_rotation()).T
+    assert rot.min() >= 0
+    assert tilt.max() <= 90
 
 
 def test_command_refuses_to_overwrite_and_can_be_told_to(blob_map: Path) -> None:
