@@ -54,7 +54,7 @@ def test_model_directory_is_complete_and_can_be_moved(chain: Path, tmp_path: Pat
 
 def test_training_learns(chain: Path) -> None:
     metrics = np.genfromtxt(chain / "model" / "metrics.csv", delimiter=",", names=True)
-    assert metrics["validation_nll"][-1] < metrics["validation_nll"][0] - 0.3
+    assert metrics["validation_loss"][-1] < metrics["validation_loss"][0] - 0.3
     result = succeed("evaluate", chain / "predicted.star", chain / "sim" / "test.star")
     median_deg = float(
         next(line.split()[1] for line in result.stdout.splitlines() if line.startswith("median_deg"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ _DEFAULT = Settings()
     default=None,
     help=f"Part kept for validation  [default: {_DEFAULT.training.validation_fraction}]",
 )
+@click.option(
+    "--init-from",
+    type=OUTPUT_PATH,
+    metavar="MODEL_DIR",
+    help="Start from the weights (and network settings) of this model, perhaps of another protein.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a killed run.")
 @click.option(
     "--config", "config_file", type=INPUT_FILE, default=None, help="Settings from a TOML or JSON file."
@@ -100,6 +107,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
         settings,
         fabric,
         precision,
+        init_from=options["init_from"],
         resume=options["resume"],
         overwrite=options["overwrite"],
         quiet=options["quiet"],
@@ -116,11 +124,22 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     click.echo(f"model: {model_dir}")
 
 
+def _network_of(model_dir: Path) -> Any:
+    """Network settings of a trained model."""
+    import torch
+
+    from cryoforum_plugin.network.model import load_model
+
+    return load_model(model_dir, torch.device("cpu")).settings.network
+
+
 def _settings(options: dict[str, Any]) -> Any:
     """Settings from preset, then config file, then options, then --set."""
     from cryoforum_plugin.settings import preset, read_config, with_values
 
     settings = preset(options["preset"])
+    if options["init_from"] is not None:
+        settings = replace(settings, network=_network_of(options["init_from"]))
     if options["config_file"] is not None:
         values = read_config(options["config_file"])
         values.pop("preset", None)

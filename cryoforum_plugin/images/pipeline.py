@@ -16,20 +16,20 @@ from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox, cut_window, to_resampled_ft
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 
-CtfMode = Literal["flip", "multiply", "none"]
+CtfMode = Literal["flip", "multiply", "keep", "none"]
 PIXELS_AT_ONCE = 2**23  # 32 MB of float32
 
 
 def correct_ctf(ft: Tensor, ctf: Tensor | None, mode: CtfMode) -> Tensor:
-    """Make the CTF's effect on transforms `ft` non-negative: flip phases, or multiply by the CTF."""
-    if ctf is None or mode == "none":
+    """Make the CTF's effect on transforms `ft` non-negative: flip phases, or multiply by the CTF; or keep it."""
+    if ctf is None or mode in ("keep", "none"):
         return ft
     return ft * (torch.sign(ctf) if mode == "flip" else ctf)
 
 
 def remaining_transfer(ctf: Tensor, mode: CtfMode) -> Tensor:
     """What multiplies the particle's transform after `correct_ctf`: |ctf|, ctf^2 or ctf."""
-    if mode == "none":
+    if mode in ("keep", "none"):
         return ctf
     return ctf.abs() if mode == "flip" else ctf.square()
 

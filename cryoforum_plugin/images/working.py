@@ -121,12 +121,21 @@ def rim_deviation(images: Tensor) -> Tensor:
     return ((flat - (flat @ weight)[:, None]).square() @ weight).sqrt()
 
 
-def finish(images: Tensor) -> Tensor:
-    """Normalise working images `(b, n, n)` by their rim and apply the soft circular mask; `(b, 1, n, n)`.
+def finish(images: Tensor, preprocessing: str = "background") -> Tensor:
+    """Normalise working images `(b, n, n)` and apply the soft circular mask; `(b, 1, n, n)`.
 
     The last step before the network, the same for particles, simulated images and test-time views.
+    preprocessing : background normalises by the rim, then masks; image masks, then normalises by the whole
+    masked image (the paper); none does neither.
     """
+    if preprocessing == "none":
+        return images.unsqueeze(1)
     n = images.shape[-1]
     edge = max(2.0, n / 16)
     mask = soft_circular_mask(n, n / 2 - 1 - edge, edge, images.device)
-    return (normalise_background(images, RIM * n) * mask).unsqueeze(1)
+    if preprocessing == "background":
+        return (normalise_background(images, RIM * n) * mask).unsqueeze(1)
+    masked = images * mask
+    variance, mean = torch.var_mean(masked, dim=(1, 2), correction=0, keepdim=True)
+    constant = variance <= (1e-6 * mean).square()  # to rounding
+    return ((masked - mean) * torch.where(constant, torch.inf, variance).rsqrt()).unsqueeze(1)

@@ -64,7 +64,7 @@ class Predictor:
         """Network answers of one batch, in Å and radians; NaN where `bad` `(b,)`."""
         side_A = torch.from_numpy(self.pipeline.sampling_A(rows) * self.pipeline.box.size_px)
         limit_A = self.pipeline.box_px * torch.from_numpy(self.pipeline.particles.pixel_size_A[rows]) / 2
-        output = self._forward(finish(self.pipeline.working(rows, None, originals)))
+        output = self._forward(self.pipeline.working(rows, None, originals))
         start_A = torch.zeros(len(rows), 2, dtype=torch.float64)
         found_A = output.shift.double().cpu() * side_A[:, None]
         for _ in range(MOST_PASSES - 1):
@@ -72,9 +72,7 @@ class Predictor:
             if not len(far):
                 break
             start_A[far] = (start_A + found_A)[far].clamp(-limit_A[far, None], limit_A[far, None])
-            again = self._forward(
-                finish(self.pipeline.working(rows[far], start_A[far].numpy(), originals[far]))
-            )
+            again = self._forward(self.pipeline.working(rows[far], start_A[far].numpy(), originals[far]))
             for old, new in zip(output, again, strict=True):
                 old[far] = new
             found_A[far] = again.shift.double().cpu() * side_A[far, None]
@@ -89,7 +87,8 @@ class Predictor:
         return (*(torch.where(bad.view(-1, *[1] * (p.ndim - 1)), torch.nan, p) for p in parts), bad)
 
     def _forward(self, images: Tensor) -> NetworkOutput:
-        """The bare network; only its body may run in bfloat16, geometry never does."""
+        """Finish working images `(b, n, n)` and predict; only the network's body may run in bfloat16."""
+        images = finish(images, self.model.settings.images.preprocessing)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             output = self.network(images)
         return NetworkOutput(*(part.float() for part in output))

@@ -110,7 +110,7 @@ def _pipeline(
 
 def _check_contrast(pipeline: ImagePipeline) -> None:
     """Refuse dark protein before any work; warn where a sample of the images cannot tell."""
-    check = ContrastCheck()
+    check, pipeline = ContrastCheck(), replace(pipeline, ctf_mode="flip")
     for rows in pipeline.batches(spread_rows(np.arange(len(pipeline.particles)), SAMPLE)):
         check.add(pipeline.working(rows, None, pipeline.read(rows)))
     warning = check.verdict(pipeline.particles.source)

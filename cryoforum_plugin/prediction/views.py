@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cryoforum_plugin.geometry import right_multiplication_matrix
 from cryoforum_plugin.images.augment import in_plane_operation, mirror, transform_images, transform_vectors
-from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.posterior import align_to_copy, mode
 
@@ -36,17 +35,17 @@ def predict_views(
     The A of a transformed image belongs to q * r, so M' A M, with M q = q * r, belongs to q. The mean of
     these over the views is, up to the width that calibration sets, the product of their distributions.
     With a point group (`group` (g, 4)) each view is first moved to the symmetry copy nearest to the
-    first view's mode.
+    first view's mode. `network` normalises and masks each view itself.
     """
     outputs = []
     for angle, mirrored in view_operations(views):
         if angle == 0 and not mirrored:
-            outputs.append(network(finish(images)))
+            outputs.append(network(images))
             continue
         turn = torch.full((len(images),), angle, device=images.device)
         flip = torch.full((len(images),), mirrored, device=images.device)
         seen = mirror(images) if angle == 0 else transform_images(images, turn, flip)
-        output = network(finish(seen))
+        output = network(seen)
         m = right_multiplication_matrix(in_plane_operation(turn, flip))
         bingham = m.mT @ output.bingham @ m
         if len(group) > 1:

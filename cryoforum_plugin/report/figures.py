@@ -44,14 +44,14 @@ def _as_resolution(frequency: float, _: object) -> str:
 def training_curves(metrics: Mapping[str, FloatArray]) -> Figure:
     """Loss and validation error by epoch.
 
-    metrics : columns `(epochs,)` epoch, train_nll, validation_nll (nat), validation_median_deg,
+    metrics : columns `(epochs,)` epoch, train_loss, validation_loss, validation_median_deg,
         validation_mean_deg; those that are missing or never finite are left out.
     """
     figure, (loss, error) = new_figure(columns=2)
     epoch = metrics["epoch"]
     lines = (
-        (loss, "train_nll", "training", BLUE, "-"),
-        (loss, "validation_nll", "validation", ORANGE, "--"),
+        (loss, "train_loss", "training", BLUE, "-"),
+        (loss, "validation_loss", "validation", ORANGE, "--"),
         (error, "validation_median_deg", "median", BLUE, "-"),
         (error, "validation_mean_deg", "mean", ORANGE, "--"),
     )
@@ -61,7 +61,7 @@ def training_curves(metrics: Mapping[str, FloatArray]) -> Figure:
             marker = "o" if np.isfinite(values).sum() == 1 else None
             axes.plot(epoch, values, style, color=colour, label=label, marker=marker)
             axes.legend(frameon=False)
-    _plain(loss, "epoch", "negative log likelihood (nat)", "Loss")
+    _plain(loss, "epoch", "loss of single images", "Loss")
     _plain(error, "epoch", "angular error (deg)", "Validation error")
     if error.lines:
         error.set_yscale("log")

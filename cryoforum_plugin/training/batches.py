@@ -35,7 +35,8 @@ class TrainingData:
 
     images : `(n, s, s)` float16, or a memory map of the same. rotation : `(n, 4)` float32.
     ctf, sampling_A : CTF parameters and exact pixel size `(n,)` of each working image; None = no CTF.
-    projector : slices of the reference at the working box; None = no simulated images.
+    projector : slices of the reference at the working box; None = no simulated images. shift : `(n, 2)` of
+    the images, fraction of the box, where they are not recentred. preprocessing : as `finish` takes it.
     """
 
     images: Tensor
@@ -44,6 +45,8 @@ class TrainingData:
     sampling_A: FloatArray
     ctf_mode: CtfMode
     projector: Projector | None
+    shift: Tensor | None = None
+    preprocessing: str = "background"
 
     def transfer(self, rows: Tensor) -> Tensor | float:
         """What multiplies the transform of the particle in the images of `rows`."""
@@ -88,20 +91,34 @@ class BatchMaker:
         return self._uniform(count, 2, low=-reach, high=reach)
 
     def _particles(self, rows: Tensor) -> Batch:
+        """The particles of `rows`, augmented as the settings say."""
+        if self.settings.augmentation == "full":
+            return self._moved(rows)
+        images, of_device = self.data.load(rows), rows.to(self.device)
+        if self.settings.augmentation == "noise":
+            images = self._noisier(images)
+        shift = self.data.shift
+        known = images.new_zeros(len(rows), 2) if shift is None else shift[of_device]
+        return Batch(finish(images, self.data.preprocessing), self.data.rotation[of_device], known)
+
+    def _noisier(self, images: Tensor) -> Tensor:
+        """Add noise of the images' own strength, measured at the rim: the s.d. grows by up to noise_range."""
+        b, size = len(images), images.shape[-1]
+        excess = self._uniform(b, low=1, high=self.settings.noise_range).square() - 1
+        noise = torch.randn(b, size, size, generator=self.generator).to(self.device)
+        return images + (excess.sqrt() * rim_deviation(images))[:, None, None] * noise
+
+    def _moved(self, rows: Tensor) -> Batch:
         """The particles of `rows`, mirrored, rotated, shifted and with a little noise added."""
         b, size = len(rows), self.data.images.shape[-1]
         angle, mirrored = self._uniform(b, high=2 * math.pi), self._uniform(b) < 0.5
         images = transform_images(self.data.load(rows), angle, mirrored)
         shift = self._shift_px(b)
-        images = shift_images(images, -shift)
-        # noise of the image's own strength, measured at its rim: the s.d. grows by up to noise_range
-        excess = self._uniform(b, low=1, high=self.settings.noise_range).square() - 1
-        noise = torch.randn(b, size, size, generator=self.generator).to(self.device)
-        images = images + (excess.sqrt() * rim_deviation(images))[:, None, None] * noise
+        images = self._noisier(shift_images(images, -shift))
         rotation = roma.quat_product(
             self.data.rotation[rows.to(self.device)], in_plane_operation(angle, mirrored)
         )
-        return Batch(finish(images), rotation, shift / size)
+        return Batch(finish(images, self.data.preprocessing), rotation, shift / size)
 
     def _simulated(self, rows: Tensor, projector: Projector) -> Batch:
         """The reference in random poses, with the noise (image minus projection) of `rows`.
@@ -131,4 +148,5 @@ class BatchMaker:
         )
         spread = math.log(self.settings.noise_range)
         strength = self._uniform(b, low=-spread, high=spread).exp()
-        return Batch(finish(signal + strength[:, None, None] * noise), rotation, shift / size)
+        images = signal + strength[:, None, None] * noise
+        return Batch(finish(images, self.data.preprocessing), rotation, shift / size)

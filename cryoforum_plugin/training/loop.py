@@ -1,10 +1,9 @@
-"""The training loop: one-cycle AdamW on the device, a checkpoint after every epoch."""
+"""The training loop: one-cycle Adam on the device, a checkpoint after every epoch."""
 
 from __future__ import annotations
 
 import csv
 import logging
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,66 +11,40 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import ModelError, SettingsError
-from cryoforum_plugin.geometry import angular_distance, angular_distance_to_group
-from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import PoseNetwork
 from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.network.model import write_tensors
-from cryoforum_plugin.posterior import mode, negative_log_likelihood
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings
-from cryoforum_plugin.training.batches import BatchMaker
-from cryoforum_plugin.training.losses import pose_loss
+from cryoforum_plugin.training.batches import Batch, BatchMaker
+from cryoforum_plugin.training.losses import (
+    curriculum,
+    distance_loss,
+    orientation_loss,
+    shift_negative_log_likelihood,
+)
+from cryoforum_plugin.training.optimiser import frozen_parts, make_optimiser
+from cryoforum_plugin.training.pairs import pairs_in_epoch, random_pairs, stratified_pairs
+from cryoforum_plugin.training.validation import Labels, ValidationData, validate
 
 LOG = logging.getLogger("cryoforum")
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A row of metrics.csv; likelihoods in nat, errors in degrees, seconds since the start."""
+    """A row of metrics.csv; losses are the weighted terms of single images, seconds since the start."""
 
     epoch: int
-    train_nll: float
-    validation_nll: float
+    train_loss: float
+    validation_loss: float
     validation_median_deg: float
     validation_mean_deg: float
     learning_rate: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class ValidationData:
-    """Working images `(m, n, n)` float16 and their poses `(m, 4)` float32 XYZW."""
-
-    images: Tensor
-    rotation: Tensor
-
-
-@torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
-def validate(network: nn.Module, data: ValidationData, group: Tensor) -> tuple[float, float, float]:
-    """Negative log-likelihood (nat), median and mean error (deg) over the validation images, one view."""
-    network.eval()
-    likelihood, errors = [], []
-    for images, rotation in zip(data.images.split(256), data.rotation.split(256), strict=True):
-        matrix = network(finish(images.to(rotation.device).float())).bingham
-        likelihood.append(negative_log_likelihood(matrix, rotation, group))
-        found = mode(matrix)
-        errors.append(
-            angular_distance(found, rotation.double())
-            if len(group) == 1
-            else angular_distance_to_group(found, rotation.double(), group.double())
-        )
-    network.train()
-    error, nll = torch.rad2deg(torch.cat(errors)), float(torch.cat(likelihood).mean())
-    if not math.isfinite(nll):
-        raise ModelError(
-            "training diverged (the validation loss is not finite); lower training.learning_rate"
-        )
-    return nll, float(error.median()), float(error.mean())
 
 
 class Trainer:
@@ -83,32 +56,31 @@ class Trainer:
         network: PoseNetwork,
         batches: BatchMaker,
         validation: ValidationData,
-        group: Tensor,
         settings: Settings,
         epochs: int,
         checkpoint: Path,
     ) -> None:
-        self.fabric, self.batches, self.validation, self.group = fabric, batches, validation, group
-        self.settings, self.loss = settings.training, settings.loss
+        self.fabric, self.batches, self.validation = fabric, batches, validation
+        self.all_settings, self.settings, self.loss = settings, settings.training, settings.loss
         self.epochs, self.checkpoint = epochs, checkpoint
-        self.count = len(batches.data.rotation)
-        images_per_step = self.settings.batch_size * fabric.world_size
-        self.steps_per_epoch = max(1, epoch_images(self.count) // images_per_step)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        fused = fabric.device.type in ("cpu", "cuda")
-        optimiser = torch.optim.AdamW(
-            network.parameters(),
-            lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            betas=(0.9, 0.98),
-            fused=fused,
+        self.labels = Labels(settings.symmetry, settings.loss.symmetry == "asymmetric_unit", fabric.device)
+        self.known = self.labels.of(batches.data.rotation).cpu()
+        self.count, self.siamese = len(self.known), self.settings.branches == "siamese"
+        size = (
+            pairs_in_epoch(self.count, self.settings.pair_fraction)
+            if self.siamese
+            else epoch_images(self.count)
         )
+        self.steps_per_epoch = max(1, size // (self.settings.batch_size * fabric.world_size))
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.frozen = frozen_parts(network, self.settings.freeze)
+        optimiser = make_optimiser(network, self.settings, fabric.device)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             self.settings.learning_rate,
             total_steps=epochs * self.steps_per_epoch,
             pct_start=self.settings.warm_up,
-            cycle_momentum=False,
+            cycle_momentum=self.settings.cycle_momentum,
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
         self.metrics: list[EpochMetrics] = []
@@ -119,43 +91,83 @@ class Trainer:
         return len(self.metrics)
 
     def run(self, advance: Advance) -> dict[str, Any]:
-        """Train the remaining epochs; return the weights with the best validation likelihood."""
+        """Train the remaining epochs; return the weights with the best validation loss."""
         start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
         for epoch in range(self.epoch + 1, self.epochs + 1):
             # seeded by epoch and process: a resumed run draws what the killed one would have drawn
             self.batches.generator.manual_seed(
                 (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
             )
-            train_nll = self._epoch(advance)
-            nll, median, mean = validate(self.network, self.validation, self.group)
+            self._set_training(epoch)
+            train_loss = self._epoch(epoch, advance)
+            loss, median, mean = validate(self.network, self.validation, self.labels, self.all_settings)
             rate = float(self.schedule.get_last_lr()[0])
             self.metrics.append(
-                EpochMetrics(epoch, train_nll, nll, median, mean, rate, time.monotonic() - start)
+                EpochMetrics(epoch, train_loss, loss, median, mean, rate, time.monotonic() - start)
             )
             if self.fabric.is_global_zero:
                 self.save()
             LOG.info(
-                "epoch %d/%d: train %.3f nat, validation %.3f nat, median %.2f deg, mean %.2f deg",
-                epoch, self.epochs, train_nll, nll, median, mean,
+                "epoch %d/%d: train loss %.3f, validation loss %.3f, median %.2f deg, mean %.2f deg",
+                epoch, self.epochs, train_loss, loss, median, mean,
             )  # fmt: skip
             advance(0, f"validation median {median:.2f}°")
         self.fabric.barrier()
         best: dict[str, Any] = torch.load(self.checkpoint / "best.pt", map_location="cpu", weights_only=True)
         return best
 
-    def _rows(self) -> Tensor:
-        """Training rows of one epoch: permutations of the particles, as many as it takes."""
-        needed = self.steps_per_epoch * self.settings.batch_size
+    def _set_training(self, epoch: int) -> None:
+        """Training mode, with what is frozen in `epoch` kept as it is, its batch statistics too."""
+        self.network.train()
+        frozen = self.settings.freeze_epochs is None or epoch <= self.settings.freeze_epochs
+        for part in self.frozen:
+            part.requires_grad_(not frozen)
+            part.train(not frozen)
+
+    def _rows(self) -> list[Tensor]:
+        """Training rows of the steps of one epoch.
+
+        Images: permutations of the particles, as many as it takes. Pairs: the first of each, then the second.
+        """
+        needed, generator = self.steps_per_epoch * self.settings.batch_size, self.batches.generator
+        if self.siamese:
+            if self.settings.pairs == "stratified":
+                pairs = stratified_pairs(self.known, self.labels.equivalent.cpu(), needed, generator)
+            else:
+                pairs = random_pairs(self.count, needed, generator)
+            return [step.T.flatten() for step in pairs.split(self.settings.batch_size)]
         rounds = -(-needed // self.count)
         order = [torch.randperm(self.count, generator=self.batches.generator) for _ in range(rounds)]
-        return torch.cat(order)[:needed]
+        return list(torch.cat(order)[:needed].split(self.settings.batch_size))
 
-    def _epoch(self, advance: Advance) -> float:
+    def _pairs(self, images: int) -> tuple[Tensor, Tensor]:
+        """Rows of the first and second image of the pairs of a batch."""
+        if self.siamese:
+            rows = torch.arange(images, device=self.fabric.device)
+            return rows[: images // 2], rows[images // 2 :]
+        first, second = torch.triu_indices(images, images, 1, device=self.fabric.device)
+        return first, second
+
+    def _loss(self, batch: Batch, done: float) -> tuple[Tensor, Tensor]:
+        """Loss of a batch after part `done` of the training, and its terms of single orientations."""
+        output = self.network(batch.images)
+        known, equivalent = self.labels.of(batch.rotation), self.labels.equivalent
+        orientation = orientation_loss(output.bingham, known, equivalent, self.loss).mean()
+        single, pairwise = curriculum(done) if self.loss.curriculum else (1.0, 1.0)
+        loss = single * orientation
+        if self.loss.distance:
+            error = distance_loss(output.bingham, known, *self._pairs(len(known)), equivalent)
+            loss = loss + pairwise * self.loss.distance * error
+        if self.loss.shift:
+            shift = shift_negative_log_likelihood(output.shift, output.shift_log_variance, batch.shift)
+            loss = loss + self.loss.shift * shift.mean()
+        return loss, orientation
+
+    def _epoch(self, epoch: int, advance: Advance) -> float:
         total = 0.0
-        for rows in self._rows().split(self.settings.batch_size):
-            batch = self.batches.make(rows)
-            output = self.network(batch.images)
-            loss, orientation = pose_loss(output, batch.rotation, batch.shift, self.group, self.loss.shift)
+        for step, rows in enumerate(self._rows(), 1):
+            done = (epoch - 1 + step / self.steps_per_epoch) / self.epochs
+            loss, orientation = self._loss(self.batches.make(rows), done)
             if not torch.isfinite(loss):
                 raise ModelError("training diverged (the loss is not finite); lower training.learning_rate")
             self.optimiser.zero_grad()
@@ -170,7 +182,7 @@ class Trainer:
     def save(self) -> None:
         """Write checkpoint/best.pt (if this epoch is the best), last.pt and metrics.csv, each whole."""
         weights = self.network.module.state_dict()
-        if self.metrics[-1].validation_nll <= min(row.validation_nll for row in self.metrics):
+        if self.metrics[-1].validation_loss <= min(row.validation_loss for row in self.metrics):
             write_tensors(self.checkpoint / "best.pt", weights)
         rows = [asdict(row) for row in self.metrics]
         state = {

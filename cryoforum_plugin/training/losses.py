@@ -1,11 +1,16 @@
-"""Training losses."""
+"""Training losses: terms of single orientations, of pairs, of shifts; and the paper's curriculum."""
 
 from __future__ import annotations
 
+import math
+
+import roma
+import torch
 from torch import Tensor
 
-from cryoforum_plugin.network import NetworkOutput
-from cryoforum_plugin.posterior import negative_log_likelihood
+from cryoforum_plugin.geometry import angular_distance_to_group
+from cryoforum_plugin.posterior import mode, negative_log_likelihood
+from cryoforum_plugin.settings import LossSettings
 
 
 def shift_negative_log_likelihood(shift: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
@@ -16,13 +21,44 @@ def shift_negative_log_likelihood(shift: Tensor, log_variance: Tensor, target: T
     return (shift - target).square().sum(-1) / 2 * (-log_variance).exp() + log_variance
 
 
-def pose_loss(
-    output: NetworkOutput, rotation: Tensor, shift: Tensor, group: Tensor | None, shift_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch and its orientation part (nat): Bingham likelihood + weighted shift likelihood.
+def chordal_distance_squared(p: Tensor, q: Tensor, group: Tensor) -> Tensor:
+    """Smallest |p - s q|^2 `(b,)` over signs and the copies s of `group` `(g, 4)`; p, q `(b, 4)`."""
+    shape = (len(q), len(group), 4)
+    copies = roma.quat_product(group.to(q).expand(shape), q.unsqueeze(1).expand(shape))
+    return 2 - 2 * torch.einsum("bi,bgi->bg", p, copies).abs().amax(1)
 
-    rotation : `(b, 4)` XYZW labels. shift : `(b, 2)` fraction of the box. group : symmetry operators.
+
+def orientation_loss(bingham: Tensor, rotation: Tensor, group: Tensor, weights: LossSettings) -> Tensor:
+    """Weighted terms `(b,)` of single images: likelihood (nat), angle (rad), squared chord.
+
+    bingham : `(b, 4, 4)`. rotation : `(b, 4)` XYZW labels, equivalent under `group` `(g, 4)`.
     """
-    orientation = negative_log_likelihood(output.bingham, rotation, group).mean()
-    position = shift_negative_log_likelihood(output.shift, output.shift_log_variance, shift).mean()
-    return orientation + shift_weight * position, orientation
+    total = bingham.new_zeros(len(bingham), dtype=torch.float64)
+    if weights.likelihood:
+        total = total + weights.likelihood * negative_log_likelihood(bingham, rotation, group)
+    if weights.geodesic or weights.chordal:
+        found, label, copies = mode(bingham), rotation.double(), group.double()
+        if weights.geodesic:
+            total = total + weights.geodesic * angular_distance_to_group(found, label, copies)
+        if weights.chordal:
+            total = total + weights.chordal * chordal_distance_squared(found, label, copies)
+    return total
+
+
+def pairwise_distance(rotation: Tensor, first: Tensor, second: Tensor, group: Tensor) -> Tensor:
+    """Angles `(p,)` rad between poses `first` and `second` (rows) of `rotation` `(b, 4)`, modulo `group`."""
+    return angular_distance_to_group(rotation[first], rotation[second], group.to(rotation))
+
+
+def distance_loss(bingham: Tensor, rotation: Tensor, first: Tensor, second: Tensor, group: Tensor) -> Tensor:
+    """Mean absolute error (rad) of the distances between the modes of pairs of images; paper, L_DE."""
+    known = pairwise_distance(rotation.double(), first, second, group)
+    return (pairwise_distance(mode(bingham), first, second, group) - known).abs().mean()
+
+
+def curriculum(done: float) -> tuple[float, float]:
+    """Weights of the image terms (both of a pair, 2 beta_1) and of the distance (beta_2); paper, section 3.5.
+
+    done : part of the training behind, i / I, in [0, 1].
+    """
+    return math.sqrt(done), 1 - math.sqrt(done)

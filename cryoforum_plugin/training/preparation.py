@@ -16,6 +16,7 @@ from torch import Tensor
 from cryoforum_plugin.errors import OutputError, ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck
+from cryoforum_plugin.images.fourier import shift_images
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader
@@ -65,18 +66,25 @@ def prepare(
         particles, settings.training.validation_fraction, settings.training.seed
     )
     chosen = _reference_rows(training_rows, settings)
-    measuring = len(chosen) if settings.images.diameter_A is None else 0
+    measuring = len(chosen) if settings.images.diameter_A is None and settings.images.margin else 0
     with progress("reading", len(particles) + measuring, quiet) as advance:
         pipeline, settings = _choose_box(particles, reader, box_px, chosen, settings, device, advance)
-        images = _cache(pipeline, training_rows, particles.shift_A, cache_dir / "training.f16", advance)
+        shift_A = particles.shift_A if settings.training.augmentation == "full" else None
+        images = _cache(pipeline, training_rows, shift_A, cache_dir / "training.f16", advance)
         validation = _cache(pipeline, validation_rows, None, cache_dir / "validation.f16", advance)
     settings = _with_shift_range(settings, particles, pipeline)
+    shift = None if settings.training.augmentation == "full" else _shift_in_boxes(pipeline, training_rows)
     position = np.full(len(particles), -1)
     position[training_rows] = np.arange(len(training_rows))
+
+    def centred(rows: IntArray) -> Tensor:
+        found = images[position[rows]]
+        if shift is None:
+            return found
+        return shift_images(found.to(device).float(), shift[position[rows]] * found.shape[-1])
+
     with progress("reference", len(chosen), quiet) as advance:
-        reference = build_reference(
-            pipeline, chosen, settings.symmetry, lambda rows: images[position[rows]], advance
-        )
+        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance)
     LOG.info("reference: %d particles, %.1f A", len(chosen), reference.resolution_A)
     projector = None
     if settings.training.simulated > 0:
@@ -88,6 +96,8 @@ def prepare(
         sampling_A=pipeline.sampling_A(training_rows),
         ctf_mode=pipeline.ctf_mode,
         projector=projector,
+        shift=shift,
+        preprocessing=settings.images.preprocessing,
     )
     return Prepared(
         settings, particles, pipeline, training_rows, validation_rows, training, validation, reference
@@ -135,7 +145,9 @@ def _choose_box(
     pipeline = ImagePipeline(particles, reader, box_px, WorkingBox(full_A, size), mode, contrast, device)
     if settings.images.contrast != "ignore":
         _check_contrast(pipeline, rows)
-    diameter_A = settings.images.diameter_A
+    diameter_A, margin = settings.images.diameter_A, settings.images.margin
+    if margin is None:
+        return pipeline, settings
     if diameter_A is None:
 
         def working(of_batch: IntArray) -> Tensor:
@@ -149,7 +161,7 @@ def _choose_box(
             return pipeline, settings
         LOG.info("measured particle diameter: %.0f A", diameter_A)
         settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))
-    side_A = min(diameter_A * settings.images.margin, full_A)
+    side_A = min(diameter_A * margin, full_A)
     size = min(size, 2 * int(side_A / pixel_A / 2))  # never finer than the images
     if size < SMALLEST_BOX_PX:
         raise ParticleFileError(
@@ -169,6 +181,15 @@ def _with_shift_range(settings: Settings, particles: ParticleSet, pipeline: Imag
     reach = float(np.quantile(np.abs(particles.shift_A), 0.99)) / pipeline.box.side_A
     reach = min(max(settings.training.max_shift, reach), max(settings.training.max_shift, LARGEST_SHIFT))
     return replace(settings, training=replace(settings.training, max_shift=reach))
+
+
+def _shift_in_boxes(pipeline: ImagePipeline, rows: IntArray) -> Tensor:
+    """Known shifts `(n, 2)` of `rows`, as fractions of the working box; translating by them centres."""
+    shift_A = pipeline.particles.shift_A
+    if shift_A is None:
+        return torch.zeros(len(rows), 2, device=pipeline.device)
+    side_A = pipeline.sampling_A(rows) * pipeline.box.size_px
+    return torch.from_numpy(shift_A[rows] / side_A[:, None]).float().to(pipeline.device)
 
 
 def _rows_of(values: FloatArray | None, rows: IntArray) -> FloatArray | None:
@@ -219,7 +240,7 @@ def _memory_map(file: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...]
 
 def _check_contrast(pipeline: ImagePipeline, rows: IntArray) -> None:
     """Refuse dark protein, warn where a sample of the images cannot tell."""
-    check = ContrastCheck()
+    check, pipeline = ContrastCheck(), replace(pipeline, ctf_mode="flip")
     for of_batch in pipeline.batches(spread_rows(rows, SAMPLE)):
         shift_A = _rows_of(pipeline.particles.shift_A, of_batch)
         check.add(pipeline.working(of_batch, shift_A, pipeline.read_usable(of_batch)))

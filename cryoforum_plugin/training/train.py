@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ from lightning_fabric import Fabric
 
 from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file, check_directory, check_output
-from cryoforum_plugin.errors import ModelError, OutputError
-from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.errors import ModelError, OutputError, SettingsError
 from cryoforum_plugin.network.device import Precision
-from cryoforum_plugin.network.model import Model, build_network, save_model
+from cryoforum_plugin.network.model import Model, build_network, load_model, save_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.settings import Settings, flatten
 from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.calibrate import calibrate
-from cryoforum_plugin.training.loop import Trainer, ValidationData, default_epochs
+from cryoforum_plugin.training.loop import Trainer, default_epochs
 from cryoforum_plugin.training.preparation import Prepared, prepare
+from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
 CHECKPOINT_FILES = ("identity.json", "last.pt", "best.pt", "metrics.csv", "log.txt")
@@ -109,19 +109,23 @@ def train(
     fabric: Fabric,
     precision: Precision,
     *,
+    init_from: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on refined particles and write a model directory.
 
-    inputs : the tables `particles` came from. Returns the validation figures of calibration.json (empty in
+    inputs : the tables `particles` came from. init_from : model directory whose weights the network starts
+    with. Returns the validation figures of calibration.json (empty in
     other processes than the first). Raises a CryoForumError, before anything is written, for input that
     cannot be trained on.
     """
+    initial = _initial_weights(init_from, settings, fabric)
     identity = {
         "settings": flatten(settings),
-        "inputs": [hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs],
+        "inputs": [_checksum(path) for path in inputs],
+        "init_from": None if init_from is None else _checksum(init_from / "model.pt"),
         "processes": fabric.world_size,
         "precision": precision,
         "version": __version__,
@@ -136,7 +140,7 @@ def train(
             _start(directory, identity, resume)
             _open_log(handler, directory / "checkpoint" / "log.txt")
         fabric.barrier()
-        model = _fit(prepared, directory, fabric, resume, quiet)
+        model = _fit(prepared, directory, fabric, initial, resume, quiet)
         if not fabric.is_global_zero:
             return {}
         model = calibrate(model, prepared, precision, quiet)
@@ -150,11 +154,50 @@ def train(
     return model.calibration
 
 
-def _fit(prepared: Prepared, directory: Path, fabric: Fabric, resume: bool, quiet: bool) -> Model:
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _initial_weights(
+    init_from: Path | None, settings: Settings, fabric: Fabric
+) -> dict[str, torch.Tensor] | None:
+    """Weights of another model's network. Raises ModelError when that network is built otherwise."""
+    training = settings.training
+    if training.freeze_epochs is not None and training.freeze != "none" and fabric.world_size > 1:
+        raise SettingsError("training.freeze_epochs works in one process only; leave it out")
+    if init_from is None:
+        if training.freeze != "none":
+            raise SettingsError(
+                f"training.freeze {training.freeze} needs trained weights; give --init-from MODEL_DIR"
+            )
+        return None
+    model = load_model(init_from, torch.device("cpu"))
+    other = asdict(model.settings.network)
+    for name, value in asdict(settings.network).items():
+        if value != other[name]:
+            raise ModelError(
+                f"{init_from} has network.{name} {other[name]}, not {value}; a network can only start from one "
+                "that is built the same: leave that setting out"
+            )
+    if model.settings.images.ctf != settings.images.ctf:
+        LOG.warning("%s was trained with images.ctf %s, this run has %s",
+                    init_from, model.settings.images.ctf, settings.images.ctf)  # fmt: skip
+    return model.network.state_dict()
+
+
+def _fit(
+    prepared: Prepared,
+    directory: Path,
+    fabric: Fabric,
+    initial: dict[str, torch.Tensor] | None,
+    resume: bool,
+    quiet: bool,
+) -> Model:
     settings = prepared.settings
     network = build_network(settings, prepared.pipeline.box.size_px)
+    if initial is not None:
+        network.load_state_dict(initial)
     rotation = torch.from_numpy(prepared.particles.require_rotation()[prepared.validation_rows]).float()
-    group = torch.from_numpy(symmetry_group(settings.symmetry)).float()
     epochs = settings.training.epochs or default_epochs(
         len(prepared.training_rows), settings.training.samples
     )
@@ -164,7 +207,6 @@ def _fit(prepared: Prepared, directory: Path, fabric: Fabric, resume: bool, quie
         network,
         BatchMaker(prepared.training, settings.training, torch.Generator()),
         ValidationData(prepared.validation_images, rotation.to(fabric.device)),
-        group.to(fabric.device),
         settings,
         epochs,
         directory / "checkpoint",
@@ -185,6 +227,7 @@ def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[P
             "python": platform.python_version(),
         },
         "inputs": [{"name": str(p), "sha256": s} for p, s in zip(inputs, identity["inputs"], strict=True)],
+        "init_from": identity["init_from"],
         "processes": identity["processes"],
         "precision": identity["precision"],
         "particles": {"training": len(prepared.training_rows), "validation": len(prepared.validation_rows)},

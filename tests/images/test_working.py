@@ -145,3 +145,14 @@ def test_large_images_come_in_smaller_batches_and_bad_ones_are_named(tmp_path: P
         False,
         True,
     ]
+
+
+def test_preprocessing_of_the_paper_masks_and_then_standardises() -> None:
+    images = 3 + 5 * torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(0))
+    made = finish(images, "image")
+    assert made.mean((1, 2, 3)).abs().max() < 1e-5
+    assert (made.var((1, 2, 3), correction=0) - 1).abs().max() < 1e-4
+    corners = made[:, 0, 0, 0]
+    assert torch.equal(corners, made[:, 0, -1, -1])  # masked: all outside is the same
+    assert torch.equal(finish(images, "none")[:, 0], images)
+    assert torch.isfinite(finish(torch.full((1, 32, 32), 7.0), "image")).all()

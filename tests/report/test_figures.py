@@ -24,8 +24,8 @@ def test_training_curves(epochs: int) -> None:
     epoch = np.arange(1.0, epochs + 1)
     metrics = {
         "epoch": epoch,
-        "train_nll": -epoch,
-        "validation_nll": np.full(epochs, np.nan),
+        "train_loss": -epoch,
+        "validation_loss": np.full(epochs, np.nan),
         "validation_median_deg": 90 / epoch,
     }
     figure = figures.training_curves(metrics)

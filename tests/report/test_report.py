@@ -17,7 +17,7 @@ from cryoforum_plugin.report.collect import collect_run, flatten, read_metrics
 from cryoforum_plugin.report.html import resolution_text
 
 METRICS = (
-    "epoch,train_nll,validation_nll,validation_median_deg,validation_mean_deg,learning_rate,seconds\n"
+    "epoch,train_loss,validation_loss,validation_median_deg,validation_mean_deg,learning_rate,seconds\n"
     "1,-1.0,-0.9,40.0,50.0,0.001,10\n2,-3.0,-2.5,8.5,11.0,0.0005,10\n"
 )
 
@@ -116,9 +116,9 @@ def test_an_output_that_exists_is_kept_on_request(run_folder: Path) -> None:
 
 
 def test_metrics_with_gaps(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("epoch,train_nll\n1,\n2,x\n3,-1.5\n")
+    (tmp_path / "metrics.csv").write_text("epoch,train_loss\n1,\n2,x\n3,-1.5\n")
     metrics = read_metrics(tmp_path / "metrics.csv")
-    np.testing.assert_array_equal(metrics["train_nll"], [np.nan, np.nan, -1.5])
+    np.testing.assert_array_equal(metrics["train_loss"], [np.nan, np.nan, -1.5])
     (tmp_path / "empty.csv").write_text("")
     assert read_metrics(tmp_path / "empty.csv") == read_metrics(tmp_path / "absent.csv") == {}
 

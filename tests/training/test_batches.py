@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,36 @@ def test_noise_grows_by_the_factor_that_was_asked_for_whatever_its_strength(nois
     factor = seen[0] / noise
     assert 0.85 < factor.min() < 1.2
     assert 1.6 < factor.max() < 2.2
+
+
+@pytest.mark.parametrize("augmentation", ["none", "noise"])
+def test_without_full_augmentation_images_and_labels_stay(augmentation: str) -> None:
+    data = replace(make_data(1.0), shift=torch.rand(COUNT, 2))
+    settings = TrainingSettings(simulated=0.0, augmentation=augmentation, noise_range=1.5)
+    rows = torch.tensor([5, 2, 40])
+    batch = BatchMaker(data, settings, torch.Generator().manual_seed(0)).make(rows)
+    assert torch.equal(batch.rotation, data.rotation[rows])
+    assert torch.equal(batch.shift, data.shift[rows])
+    same = torch.equal(batch.images, finish(data.images[rows].float()))
+    assert same == (augmentation == "none")
+    assert correlation(batch.images[:, 0], finish(data.images[rows].float())[:, 0]).min() > 0.6
+
+
+def test_preparation_keeps_uncentred_images_with_their_shifts_as_labels(tmp_path: Path) -> None:
+    folder = simulate(tmp_path, 300)
+    particles = formats.read_particles(folder / "train.star")
+    reference = {}
+    for augmentation in ("full", "noise"):
+        values = {"training.augmentation": augmentation, "training.simulated": 0.0, "images.margin": None}
+        settings = with_values(preset("default"), values)
+        (tmp_path / augmentation).mkdir()
+        prepared = prepare(particles, settings, tmp_path / augmentation, torch.device("cpu"), True)
+        reference[augmentation] = prepared.reference.volume
+    assert prepared.training.shift is not None
+    expected = particles.shift_A[prepared.training_rows] / (32 * 5.0)
+    np.testing.assert_allclose(prepared.training.shift.numpy(), expected, atol=1e-6)
+    # the reference is made of recentred images either way
+    assert correlation(reference["full"][None], reference["noise"][None]) > 0.98
 
 
 def test_batches_repeat_with_the_seed() -> None:

@@ -1,0 +1,61 @@
+"""Labels of the training, and how well the network does on particles it does not learn from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cryoforum_plugin.errors import ModelError
+from cryoforum_plugin.geometry import (
+    angular_distance_to_group,
+    reduce_to_asymmetric_unit,
+    symmetry_group,
+)
+from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.posterior import mode
+from cryoforum_plugin.settings import Settings
+from cryoforum_plugin.training.losses import orientation_loss
+
+
+@dataclass(frozen=True)
+class ValidationData:
+    """Working images `(m, n, n)` float16 and their poses `(m, 4)` float32 XYZW."""
+
+    images: Tensor
+    rotation: Tensor
+
+
+class Labels:
+    """What training holds for the truth: poses modulo the point group, or reduced to its asymmetric unit."""
+
+    def __init__(self, symmetry: str, reduced: bool, device: torch.device) -> None:
+        self.symmetry, self.reduced = symmetry, reduced
+        self.group = torch.from_numpy(symmetry_group(symmetry)).float().to(device)
+        self.equivalent = self.group[:1] if reduced else self.group
+
+    def of(self, rotation: Tensor) -> Tensor:
+        """Labels `(b, 4)` of poses `(b, 4)`; those equivalent under `equivalent` are as good."""
+        return reduce_to_asymmetric_unit(rotation, self.symmetry) if self.reduced else rotation
+
+
+@torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
+def validate(
+    network: nn.Module, data: ValidationData, labels: Labels, settings: Settings
+) -> tuple[float, float, float]:
+    """Loss of single images, median and mean error (deg, modulo symmetry) over the validation images."""
+    network.eval()
+    losses, errors = [], []
+    for images, rotation in zip(data.images.split(256), data.rotation.split(256), strict=True):
+        finished = finish(images.to(rotation.device).float(), settings.images.preprocessing)
+        matrix = network(finished).bingham
+        losses.append(orientation_loss(matrix, labels.of(rotation), labels.equivalent, settings.loss))
+        errors.append(angular_distance_to_group(mode(matrix), rotation.double(), labels.group.double()))
+    error, loss = torch.rad2deg(torch.cat(errors)), float(torch.cat(losses).mean())
+    if not math.isfinite(loss):
+        raise ModelError(
+            "training diverged (the validation loss is not finite); lower training.learning_rate"
+        )
+    return loss, float(error.median()), float(error.mean())

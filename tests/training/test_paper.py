@@ -1,0 +1,159 @@
+"""The paper's training and its choices, through the command, on tiny data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chain import TINY, cryoforum, simulate, succeed
+
+from cryoforum_plugin.network.model import load_model
+from cryoforum_plugin.settings import preset
+
+PAPER = ("--preset", "paper", "--quiet", "--epochs", 2, "--batch-size", 32, "--set", "network.channels=4")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with sim/ and a tiny default model."""
+    folder = tmp_path_factory.mktemp("paper")
+    simulate(folder, 200)
+    succeed("train", folder / "sim" / "train.star", "-o", folder / "model", "--quiet", *TINY)
+    return folder
+
+
+def train(data: Path, out: Path, *assignments: str, options: tuple[object, ...] = PAPER) -> Path:
+    extra = [part for assignment in assignments for part in ("--set", assignment)]
+    succeed("train", data / "sim" / "train.star", "-o", out, *options, *extra)
+    return out
+
+
+def test_the_papers_preset_is_the_papers() -> None:
+    settings = preset("paper")
+    assert (settings.images.size_px, settings.images.margin) == (128, None)
+    assert (settings.network.encoder, settings.network.blur) == ("vgg", "low_pass")
+    assert (settings.network.pooling, settings.network.dropout) == ("generalised_mean", 0.3)
+    assert settings.network.representation == "qcqp"
+    assert (settings.training.epochs, settings.training.batch_size) == (50, 256)
+    assert (settings.training.branches, settings.training.pair_fraction) == ("siamese", 0.01)
+    assert (settings.training.optimiser, settings.training.learning_rate) == ("adam", 1e-3)
+    assert settings.loss.curriculum
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        (),
+        ("training.pairs=stratified",),
+        ("training.branches=all_pairs",),
+        ("training.branches=single", "loss.distance=0", "loss.curriculum=false"),
+        ("network.representation=6d", "network.blur=gaussian", "network.pooling=max"),
+        ("network.representation=quaternion", "network.blur=none", "network.pooling=max_average"),
+        ("loss.geodesic=0", "loss.chordal=1", "loss.likelihood=0.1", "images.preprocessing=none"),
+        ("network.final_convolutions=0", "images.size_px=24", "training.augmentation=none"),
+    ],
+    ids=lambda assignments: " ".join(assignments) or "preset",
+)
+def test_every_choice_trains_predicts_and_is_read_back(
+    data: Path, tmp_path: Path, assignments: tuple[str, ...]
+) -> None:
+    model = train(data, tmp_path / "model", *assignments)
+    metrics = np.genfromtxt(model / "metrics.csv", delimiter=",", names=True)
+    assert np.isfinite(metrics["validation_loss"]).all()
+    succeed("predict", model, data / "sim" / "test.star", "-o", tmp_path / "out.star", "--quiet")
+    result = succeed("evaluate", tmp_path / "out.star", data / "sim" / "test.star")
+    assert "median_deg" in result.stdout
+
+
+def test_likelihood_with_all_pairs_learns_on_the_polar_network(data: Path, tmp_path: Path) -> None:
+    options = ("--quiet", *TINY)
+    model = train(
+        data, tmp_path / "m", "training.branches=all_pairs", "loss.distance=1", "loss.curriculum=true",
+        "network.representation=qcqp", options=options,
+    )  # fmt: skip
+    metrics = np.genfromtxt(model / "metrics.csv", delimiter=",", names=True)
+    assert metrics["validation_loss"][-1] < metrics["validation_loss"][0]
+
+
+def test_labels_are_reduced_to_the_asymmetric_unit(data: Path, tmp_path: Path) -> None:
+    model = train(data, tmp_path / "m", options=(*PAPER, "--symmetry", "D2"))
+    succeed("predict", model, data / "sim" / "test.star", "-o", tmp_path / "out.star", "--quiet")
+    assert load_model(model, torch.device("cpu")).settings.loss.symmetry == "asymmetric_unit"
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_model(model, torch.device("cpu")).network.state_dict()
+
+
+@pytest.mark.parametrize("freeze", ["none", "early", "encoder"])
+def test_a_model_starts_from_another_and_what_is_frozen_stays(
+    data: Path, tmp_path: Path, freeze: str
+) -> None:
+    options = ("--quiet", "--epochs", 1, "--init-from", data / "model")
+    model = train(data, tmp_path / "m", f"training.freeze={freeze}", options=options)
+    before, after = weights(data / "model"), weights(model)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    first, last, head = "encoder.body.0.0.conv.weight", "encoder.body.6.0.conv.weight", "head.second.weight"
+    expected = {"none": set(), "early": {first}, "encoder": {first, last}}[freeze]
+    assert same & {first, last, head} == expected
+    statistics = "encoder.body.0.1.running_mean"
+    assert (statistics in same) == (freeze != "none")
+    config = json.loads((model / "config.json").read_text())
+    assert config["settings"]["network.channels"] == 8  # of the other model
+    assert config["init_from"]
+
+
+def test_frozen_parts_thaw(data: Path, tmp_path: Path) -> None:
+    options = ("--quiet", "--epochs", 2, "--init-from", data / "model")
+    model = train(
+        data, tmp_path / "m", "training.freeze=encoder", "training.freeze_epochs=1", options=options
+    )
+    before, after = weights(data / "model"), weights(model)
+    assert not torch.equal(before["encoder.body.0.0.conv.weight"], after["encoder.body.0.0.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--set", "training.freeze=early"), "--init-from"),
+        (("--init-from", "MODEL", "--set", "network.channels=4"), "network.channels 8, not 4"),
+        (("--init-from", "nowhere"), "nowhere"),
+        (("--set", "loss.distance=1"), "training.branches"),
+        (("--set", "loss.likelihood=0"), "loss.geodesic"),
+        (("--set", "loss.curriculum=maybe"), "true or false"),
+        (("--set", "network.pooling=sum"), "max, max_average or generalised_mean"),
+        (("--set", "training.augmentation=none"), "training.simulated 0"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(
+    data: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    given = [data / "model" if option == "MODEL" else option for option in options]
+    result = cryoforum("train", data / "sim" / "train.star", "-o", tmp_path / "m", "--quiet", *given)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_killed_run_of_the_papers_training_resumes_the_same(data: Path, tmp_path: Path) -> None:
+    whole = train(data, tmp_path / "whole")
+    import cryoforum_plugin.training.loop as loop
+
+    class KilledError(Exception):
+        pass
+
+    original = loop.Trainer.save
+
+    def save_and_stop(self: loop.Trainer) -> None:
+        original(self)
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "save", save_and_stop)
+        cryoforum("train", data / "sim" / "train.star", "-o", tmp_path / "part", *PAPER)
+    part = train(data, tmp_path / "part", options=(*PAPER, "--resume"))
+    one, two = weights(whole), weights(part)
+    assert all(torch.equal(one[name], two[name]) for name in one)
