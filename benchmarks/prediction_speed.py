@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from ribosome_snr import RESULTS, machine, portable, run
+from common import RESULTS, command_line, machine, run, write_results
 
 
 def measure(model: Path, particles: Path, repeats: int, views: int) -> dict[str, Any]:
@@ -46,13 +44,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "prediction_speed.json")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "machine": machine()}
+    result: dict[str, Any] = {"command": command_line(), "machine": machine()}
     for views in (1, 2, 8):
         result[f"views_{views}"] = measure(arguments.model, arguments.particles, arguments.repeats, views)
-    text = portable(json.dumps(result, indent=2), arguments.model.parent, arguments.output.parent)
-    print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text + "\n")
+    print(write_results(arguments.output, result, arguments.model.parent))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import starfile
-from ribosome_snr import MAP, RESULTS, SHARED, machine, portable, run
+from common import MAP, RESULTS, SHARED, command_line, machine, run, write_results
 
 REAL = SHARED / "real"
 
@@ -99,7 +98,7 @@ def main() -> None:
     if not REAL.is_dir():
         raise SystemExit(f"no data in {REAL}; set CRYOFORUM_SHARED_DATA")
     epochs: list[object] = [] if arguments.epochs is None else ["--epochs", arguments.epochs]
-    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "machine": machine()}
+    result: dict[str, Any] = {"command": command_line(), "machine": machine()}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         if shutil.which("relion_project"):
@@ -118,10 +117,7 @@ def main() -> None:
         sample = REAL / "sample_200px"
         star = sample / "sample_particles_relion31.star"
         result["sample_200px"] = chain(work, star, star, sample, [*few, "--validation-fraction", 0.25])
-    text = portable(json.dumps(result, indent=2), work, SHARED, arguments.output.parent)
-    print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text + "\n")
+    print(write_results(arguments.output, result, work))
 
 
 if __name__ == "__main__":

@@ -12,76 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import resource
-import shlex
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("CRYOFORUM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
-RESULTS = REPOSITORY / "benchmarks" / "results"
-MAP = SHARED / "maps" / "ribosome70S_4v5a_C1_128px_3A.mrc"
-COUNT, TRAINING, VALIDATION = 5000, 0.50, 0.17
-
-
-def run(folder: Path, *arguments: object) -> dict[str, Any]:
-    """Run one `cryoforum` command in `folder`; return its command line, wall seconds and peak memory in GB."""
-    command = [sys.executable, "-m", "cryoforum_plugin.cli.main", *map(str, arguments)]
-    print("$ cryoforum", shlex.join(map(str, arguments)), flush=True)
-    start = time.monotonic()
-    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start
-    if status:
-        raise SystemExit(f"the command above failed with {os.waitstatus_to_exitcode(status)}")
-    return {
-        "command": "cryoforum " + shlex.join(map(str, arguments)),
-        "seconds": round(seconds, 1),
-        "peak_memory_GB": round(_maxrss_bytes(usage) / 1e9, 2),
-    }
-
-
-def _maxrss_bytes(usage: resource.struct_rusage) -> int:
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def portable(text: str, *folders: Path) -> str:
-    """`text` without the paths of this machine: each of `folders` becomes its last name."""
-    for folder in folders:
-        for name in (str(folder.resolve()), str(folder)):
-            text = text.replace(name, folder.name)
-    return text
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    cpu = names[0] if names else platform.processor()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "gpu": gpu,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+from common import COUNT, MAP, RESULTS, TRAINING, VALIDATION, command_line, machine, run, write_results
 
 
 def measure(map_file: Path, snr: float, work: Path, epochs: int | None, seed: int) -> dict[str, Any]:
@@ -158,11 +93,8 @@ def main() -> None:
         work = arguments.work_dir or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         result = measure(arguments.map, arguments.snr, work, arguments.epochs, arguments.seed)
-    text = json.dumps({"command": shlex.join(["python", *sys.argv]), **result}, indent=2)
-    text = portable(text, work, arguments.map.parent, arguments.output.parent)
-    print(text)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text + "\n")
+    content = {"command": command_line(), **result}
+    print(write_results(arguments.output, content, work, arguments.map.parent))
 
 
 if __name__ == "__main__":
