@@ -160,4 +160,4 @@ def test_one_pass_gives_the_gradient_of_the_explicit_siamese_double_pass(encoder
         + 0.4 * distance_loss(branches, labels, rows, rows + pairs, group)
     )
     assert one_pass.abs().max() > 0
-    assert (one_pass - double_pass).abs().max() < 1e-9 * one_pass.abs().max()
+    assert (one_pass - double_pass).abs().max() < 1e-6 * one_pass.abs().max()
