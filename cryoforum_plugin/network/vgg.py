@@ -16,8 +16,8 @@ POOLED = (0, 1, 3, 5, 7, 9)
 def _block(channels_in: int, channels_out: int, kernel: int, pool: bool, dropout: float) -> nn.Sequential:
     convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight)
-    # slopes start at 0, where PReLU is the ReLU that He's initialisation is made for
-    layers = [convolution, nn.BatchNorm2d(channels_out), nn.PReLU(channels_out, init=0.0)]
+    # slopes start at 0.25 as in He et al. 2015: in short trainings the error fell faster than from 0
+    layers = [convolution, nn.BatchNorm2d(channels_out), nn.PReLU(channels_out, init=0.25)]
     if pool:  # rounding up: a map of one pixel stays one, so that any box goes through
         layers += [nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(dropout)]
     return nn.Sequential(*layers)

@@ -90,7 +90,7 @@ def test_every_choice_has_finite_output_and_gradients(
     assert len(encoder.body) == 8 + final_convolutions
     width = (32 if final_convolutions == 0 else 64) * (2 if pooling == "max_average" else 1)
     assert encoder.out_features == width
-    images = torch.cat([torch.randn(2, 1, 32, 32), torch.zeros(1, 1, 32, 32)])
+    images = torch.cat([torch.randn(2, 1, 66, 66), torch.zeros(1, 1, 66, 66)])  # pools 2 x 2 pixels
     for representation in CHOICES["network.representation"]:
         assert is_finite(nn.Sequential(encoder, DenseHead(width, representation)), images)
 
