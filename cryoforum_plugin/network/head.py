@@ -107,7 +107,7 @@ class DenseHead(nn.Module):
 
     def forward(self, features: Tensor) -> NetworkOutput:
         """Map `(b, 1, features)` to a NetworkOutput."""
-        # the layers are small, and their output is the pose itself: bfloat16 would round it to half a degree
+        # the layers are small, and their output is the pose itself: bfloat16 would coarsen it
         with torch.autocast(features.device.type, enabled=False):
             pooled = at_least_float32(features).squeeze(1)
             shift = self.shift(pooled.detach())
