@@ -35,9 +35,10 @@ def upper_from_matrix(matrix: Tensor) -> Tensor:
 def _quadrature(device: torch.device) -> tuple[Tensor, Tensor]:
     """Nodes u and log weights of 96-point Gauss-Legendre in t, u = t^4, on [0, 1], float64."""
     nodes, weights = np.polynomial.legendre.leggauss(96)
-    t = torch.from_numpy((nodes + 1) / 2)
-    log_weight = torch.from_numpy(np.log(weights / 2)) + torch.log(4 * t**3)
-    return (t**4).to(device), log_weight.to(device)
+    with torch.inference_mode(False):  # a tensor cached during prediction must also serve training
+        t = torch.from_numpy((nodes + 1) / 2)
+        log_weight = torch.from_numpy(np.log(weights / 2)) + torch.log(4 * t**3)
+        return (t**4).to(device), log_weight.to(device)
 
 
 def gaps(matrix: Tensor) -> Tensor:
@@ -82,7 +83,10 @@ def negative_log_likelihood(matrix: Tensor, quaternion: Tensor, group: Tensor | 
 
 def mode(matrix: Tensor) -> Tensor:
     """Most likely rotation `(..., 4)` XYZW, float64, of matrices `(..., 4, 4)`; gradient damped at ties."""
-    result: Tensor = roma.symmatrixvec_to_unitquat(upper_from_matrix(matrix.double()))
+    upper = upper_from_matrix(matrix.double())
+    # the mode does not depend on the scale, but roma's damping does
+    scale = upper.detach().abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    result: Tensor = roma.symmatrixvec_to_unitquat(upper / scale)
     return result
 
 

@@ -160,3 +160,20 @@ def test_align_to_copy_moves_the_mode_by_an_operator() -> None:
         atol=1e-6,
     )
     assert torch.allclose(align_to_copy(moved, mode(a), group), a, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_mode_and_its_gradient_do_not_depend_on_the_scale_of_ties(scale: float) -> None:
+    tied = (
+        scale * torch.ones(4, 4, dtype=torch.float64)
+    ).requires_grad_()  # three equal smallest eigenvalues
+    mode(tied)[0].backward()
+    assert torch.isfinite(tied.grad).all()
+    generator = torch.Generator().manual_seed(0)
+    matrix = matrix_from_upper(torch.randn(5, 10, generator=generator, dtype=torch.float64)).requires_grad_()
+    target = random_quaternions(5, generator).double()
+    gradients = []
+    for factor in (1.0, scale):
+        agreement = torch.einsum("bi,bi->b", mode(factor * matrix), target).square().sum()
+        gradients.append(torch.autograd.grad(agreement, matrix)[0])
+    torch.testing.assert_close(gradients[0], gradients[1])
