@@ -111,6 +111,11 @@ def _statistic_mask(particles: ParticleSet, prediction: Prediction, criteria: Cr
         raise SettingsError(f"unknown statistic {name!r}; use {' or '.join(STATISTICS)}")
     label = {"lambda_max": "cryoforumLambdaMax", "trace": "cryoforumTrace"}[name]
     values = _column(particles, prediction, name, label)
+    if len(values) > 1 and np.ptp(values) <= 1e-4 * np.abs(values).max():
+        raise SettingsError(
+            f"{name} is the same for every particle of {particles.source}: the model has one uncertainty for all "
+            "images (network.representation 6d or quaternion); use qcqp or symmetric"
+        )
     threshold, of = criteria.statistic_threshold, "of the model's validation particles"
     if threshold is None:
         threshold, of = float(np.quantile(values, criteria.quantile)), "of this set"

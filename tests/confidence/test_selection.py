@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +168,10 @@ def test_quantiles_of_a_model(tmp_path: Path) -> None:
     ):
         with pytest.raises(ModelError, match="no percentiles of"):
             read_model_quantile(folder, statistic, 0.5, views)
+
+
+def test_a_statistic_that_is_the_same_everywhere_is_refused(make_particles) -> None:
+    rounding = 1e-5 * np.random.default_rng(0).standard_normal(N)
+    constant = replace(spread_prediction(), trace=-700.0 + rounding)
+    with pytest.raises(SettingsError, match="one uncertainty for all images"):
+        select_particles(make_particles(N, constant), Criteria(statistic="trace"))
