@@ -30,7 +30,11 @@ def run(folder: Path, *arguments: object) -> dict[str, Any]:
     print("$ cryoforum", shlex.join(map(str, arguments)), flush=True)
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:  # the benchmark is being stopped
+        process.terminate()
+        raise
     seconds = time.monotonic() - start
     if status:
         raise CommandFailed(f"the command above failed with {os.waitstatus_to_exitcode(status)}")

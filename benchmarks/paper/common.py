@@ -8,7 +8,9 @@ import io
 import json
 import math
 import shutil
+import signal
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -401,7 +403,9 @@ class Results:
         """Write the picture beside the JSON, with a small palette to keep the file small."""
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=100)
-        Image.open(buffer).convert("RGB").quantize(64).save(self.output.with_suffix(".png"), optimize=True)
+        Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(
+            self.output.with_suffix(".png"), optimize=True
+        )
 
     def end(self) -> None:
         """Exit with an error where steps failed."""
@@ -422,7 +426,8 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
 
 
 def bench_of(arguments: argparse.Namespace, name: str) -> tuple[Bench, Path]:
-    """Bench and output file of parsed arguments."""
+    """Bench and output file of parsed arguments; from here on SIGTERM also ends the command that runs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     work = arguments.work_dir.resolve()
     work.mkdir(parents=True, exist_ok=True)
     output = arguments.output or RESULTS / f"paper_{name}_{arguments.scale}.json"

@@ -47,7 +47,7 @@ def main() -> None:
         )
     if rows:
         print(maps.table(rows, PUBLISHED[protein], STATISTIC[protein]))
-        results.save_figure(maps.picture(bench, data, rows, STATISTIC[protein]))
+        results.save_figure(maps.picture(bench, data, rows, PUBLISHED[protein], STATISTIC[protein]))
     results.end()
 
 

@@ -92,7 +92,7 @@ def main() -> None:
     results.attempt("default", lambda: measure(bench.scale.default_row, {}))
     if rows:
         print(maps.table(rows, PUBLISHED, STATISTIC))
-        results.save_figure(maps.picture(bench, data, rows, STATISTIC))
+        results.save_figure(maps.picture(bench, data, rows, PUBLISHED, STATISTIC))
     results.end()
 
 

@@ -115,7 +115,9 @@ def statistics_and_errors(
     return {key: getattr(particles.prediction, key) for key in STATISTICS}, error_rad
 
 
-def picture(bench: Bench, data: Data, rows: dict[str, Any], statistic: str) -> Figure:
+def picture(
+    bench: Bench, data: Data, rows: dict[str, Any], published: dict[str, float], statistic: str
+) -> Figure:
     """A line of panels for each row: statistics against error, central slices, FSC."""
     figure = Figure(figsize=(19, 3.1 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), 7, squeeze=False, width_ratios=[1, 1, 1, 0.85, 0.85, 0.85, 1.1])
@@ -137,7 +139,9 @@ def picture(bench: Bench, data: Data, rows: dict[str, Any], statistic: str) -> F
         for axes, (which, folder) in zip(line[3:6], folders.items(), strict=True):
             with mrcfile.open(bench.work / folder / "map.mrc") as file:
                 axes.imshow(file.data[len(file.data) // 2], cmap="gray", origin="lower")
-            axes.set(title=f"{which}, {figures[which]['resolution_0143_A']:.1f} Å", xticks=[], yticks=[])
+            resolution = f"{figures[which]['resolution_0143_A']:.1f} Å [paper {published[which]}]"
+            axes.set(title=f"{which}, {resolution}", xticks=[], yticks=[])
+            axes.title.set_fontsize("small")
         _fsc(line[6], {which: bench.work / folder / "fsc.csv" for which, folder in folders.items()})
     return figure
 

@@ -19,6 +19,7 @@ from benchmarks.paper.common import (
     SETS,
     Results,
     bench_of,
+    is_trained,
     log_axis,
     markdown,
     measure_run,
@@ -131,7 +132,7 @@ def picture(rows: dict[str, Any]) -> Figure:
 def main() -> None:
     options = parser(__doc__, "table1")
     options.add_argument("--runs", type=int, help="trainings of each row  [default: by scale]")
-    options.add_argument("--rows", nargs="+", choices=list(ROWS), help="only these")
+    options.add_argument("--rows", nargs="+", choices=list(ROWS), help="train only these")
     arguments = options.parse_args()
     bench, output = bench_of(arguments, "table1")
     results = Results("benchmarks.paper.table1", bench, output)
@@ -151,7 +152,7 @@ def main() -> None:
         row["summary"] = summarise(row["runs"])
 
     for seed in range(1, (arguments.runs or bench.scale.runs) + 1):
-        for name in names:
+        for name in (n for n in ROWS if n in names or is_trained(bench, data.name, n, seed)):
             results.attempt(f"{name}, seed {seed}", lambda name=name, seed=seed: measure(name, seed))
     if rows:
         print(table(rows))
