@@ -18,7 +18,8 @@ def test_every_setting_and_its_default_is_documented() -> None:
             assert f"| `{key}` | `{value}` |" in page, key
     for name, values in PRESETS.items():
         assert f"--preset {name}" in page
-        assert all(f"{value:,}" in page for value in values.values())
+        for key, value in values.items():
+            assert f"\n{key}={value}\n" in page, (name, key)
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
