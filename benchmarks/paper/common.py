@@ -39,7 +39,7 @@ from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows
 from cryoforum_plugin.settings import DEFAULT_VIEWS, preset, with_values
-from cryoforum_plugin.training.loop import epoch_images
+from cryoforum_plugin.training.loop import default_epochs, epoch_images
 from cryoforum_plugin.training.pairs import pairs_in_epoch
 
 SETS = ("training", "validation", "test")
@@ -244,15 +244,15 @@ def plan(scale: Scale, name: str, training_count: int, extra: dict[str, Any] | N
     values = {**(scale.paper if row.preset == "paper" else scale.default), **row.settings, **(extra or {})}
     settings = with_values(preset(row.preset), values).training
     if row.shipped:
-        shown = epoch_images(training_count) // settings.batch_size * settings.batch_size
-        epochs = settings.epochs or min(200, max(8, round(settings.samples / epoch_images(training_count))))
+        shown = epoch_images(training_count, settings) // settings.batch_size * settings.batch_size
+        epochs = settings.epochs or default_epochs(training_count, settings)
         return Plan(row.preset, values, epochs * shown)
     if settings.branches == "siamese":
         fraction = float(f"{scale.passes / 2 / scale.epochs / training_count**2:.6g}")
         pairs = pairs_in_epoch(training_count, fraction) // settings.batch_size * settings.batch_size
         values |= {"training.epochs": scale.epochs, "training.pair_fraction": fraction}
         return Plan(row.preset, values, 2 * pairs * scale.epochs)
-    shown = max(1, epoch_images(training_count) // settings.batch_size) * settings.batch_size
+    shown = max(1, epoch_images(training_count, settings) // settings.batch_size) * settings.batch_size
     wanted = scale.single_epochs if name == "single" else None
     values["training.epochs"] = wanted or max(1, round(scale.passes / shown))
     return Plan(row.preset, values, values["training.epochs"] * shown)

@@ -19,7 +19,7 @@ from cryoforum_plugin.network import PoseNetwork
 from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.settings import Settings
+from cryoforum_plugin.settings import Settings, TrainingSettings
 from cryoforum_plugin.training.batches import Batch, BatchMaker
 from cryoforum_plugin.training.losses import (
     curriculum,
@@ -66,12 +66,8 @@ class Trainer:
         self.labels = Labels(settings.symmetry, settings.loss.symmetry == "asymmetric_unit", fabric.device)
         self.known = self.labels.of(batches.data.rotation).cpu()
         self.count, self.siamese = len(self.known), self.settings.branches == "siamese"
-        size = (
-            pairs_in_epoch(self.count, self.settings.pair_fraction)
-            if self.siamese
-            else epoch_images(self.count)
-        )
-        self.steps_per_epoch = max(1, size // (self.settings.batch_size * fabric.world_size))
+        images_per_step = self.settings.batch_size * fabric.world_size * (2 if self.siamese else 1)
+        self.steps_per_epoch = max(1, epoch_images(self.count, self.settings) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = frozen_parts(network, self.settings.freeze)
         optimiser = make_optimiser(network, self.settings, fabric.device)
@@ -95,9 +91,9 @@ class Trainer:
         start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
         for epoch in range(self.epoch + 1, self.epochs + 1):
             # seeded by epoch and process: a resumed run draws what the killed one would have drawn
-            self.batches.generator.manual_seed(
-                (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
-            )
+            seed = (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
+            self.batches.generator.manual_seed(seed)
+            torch.manual_seed(seed)  # dropout
             self._set_training(epoch)
             train_loss = self._epoch(epoch, advance)
             loss, median, mean = validate(self.network, self.validation, self.labels, self.all_settings)
@@ -218,14 +214,19 @@ class Trainer:
         return True
 
 
-def epoch_images(particles: int) -> int:
-    """Images shown in one epoch: each particle once, but at least 2,048 (few particles: several times)."""
+def epoch_images(particles: int, settings: TrainingSettings) -> int:
+    """Images shown in one epoch: each particle once, but at least 2,048 (few particles: several times).
+
+    In siamese training, both images of every pair of the epoch.
+    """
+    if settings.branches == "siamese":
+        return 2 * pairs_in_epoch(particles, settings.pair_fraction)
     return max(particles, 2048)
 
 
-def default_epochs(particles: int, samples: int) -> int:
-    """Epochs that show about `samples` images, between 8 and 200."""
-    return min(200, max(8, round(samples / epoch_images(particles))))
+def default_epochs(particles: int, settings: TrainingSettings) -> int:
+    """Epochs that show about `settings.samples` images, between 8 and 200."""
+    return min(200, max(8, round(settings.samples / epoch_images(particles, settings))))
 
 
 def make_fabric(device: str, devices: int, num_nodes: int, precision: Precision) -> Fabric:

@@ -198,9 +198,7 @@ def _fit(
     if initial is not None:
         network.load_state_dict(initial)
     rotation = torch.from_numpy(prepared.particles.require_rotation()[prepared.validation_rows]).float()
-    epochs = settings.training.epochs or default_epochs(
-        len(prepared.training_rows), settings.training.samples
-    )
+    epochs = settings.training.epochs or default_epochs(len(prepared.training_rows), settings.training)
     settings = replace(settings, training=replace(settings.training, epochs=epochs))
     trainer = Trainer(
         fabric,
