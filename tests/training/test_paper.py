@@ -157,5 +157,8 @@ def test_a_killed_run_of_the_papers_training_resumes_the_same(data: Path, tmp_pa
     part = train(data, tmp_path / "part", options=(*PAPER, "--resume"))
     one, two = weights(whole), weights(part)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    rows = [[line.rpartition(",")[0] for line in (m / "metrics.csv").open()] for m in (whole, part)]
+    rows = [
+        [line.rpartition(",")[0] for line in (m / "metrics.csv").read_text().splitlines()]
+        for m in (whole, part)
+    ]
     assert rows[0] == rows[1]  # but for the seconds
