@@ -1,9 +1,10 @@
-"""The training loop: one-cycle Adam on the device, a checkpoint after every epoch."""
+"""The training loop: one-cycle Adam on the device, checkpoints between epochs."""
 
 from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from cryoforum_plugin.training.pairs import pairs_in_epoch, random_pairs, strati
 from cryoforum_plugin.training.validation import Labels, ValidationData, validate
 
 LOG = logging.getLogger("cryoforum")
+CHECKPOINT_SECONDS = 20.0  # writing a large network after every short epoch would cost more than training it
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,17 @@ class Trainer:
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
         self.metrics: list[EpochMetrics] = []
+        self.best: dict[str, Tensor] = {}
 
     @property
     def epoch(self) -> int:
         """Epochs done so far."""
         return len(self.metrics)
 
-    def run(self, advance: Advance) -> dict[str, Any]:
+    def run(self, advance: Advance) -> dict[str, Tensor]:
         """Train the remaining epochs; return the weights with the best validation loss."""
         start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
+        written = -math.inf
         for epoch in range(self.epoch + 1, self.epochs + 1):
             # seeded by epoch and process: a resumed run draws what the killed one would have drawn
             seed = (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
@@ -101,16 +105,18 @@ class Trainer:
             self.metrics.append(
                 EpochMetrics(epoch, train_loss, loss, median, mean, rate, time.monotonic() - start)
             )
-            if self.fabric.is_global_zero:
+            if loss <= min(row.validation_loss for row in self.metrics):
+                self.best = {k: v.detach().cpu().clone() for k, v in self.network.module.state_dict().items()}
+            due = epoch == self.epochs or time.monotonic() - written > CHECKPOINT_SECONDS
+            if due and self.fabric.is_global_zero:
                 self.save()
+                written = time.monotonic()
             LOG.info(
                 "epoch %d/%d: train loss %.3f, validation loss %.3f, median %.2f deg, mean %.2f deg",
                 epoch, self.epochs, train_loss, loss, median, mean,
             )  # fmt: skip
             advance(0, f"validation median {median:.2f}°")
-        self.fabric.barrier()
-        best: dict[str, Any] = torch.load(self.checkpoint / "best.pt", map_location="cpu", weights_only=True)
-        return best
+        return self.best
 
     def _set_training(self, epoch: int) -> None:
         """Training mode, with what is frozen in `epoch` kept as it is, its batch statistics too."""
@@ -176,13 +182,11 @@ class Trainer:
         return total / self.steps_per_epoch
 
     def save(self) -> None:
-        """Write checkpoint/best.pt (if this epoch is the best), last.pt and metrics.csv, each whole."""
-        weights = self.network.module.state_dict()
-        if self.metrics[-1].validation_loss <= min(row.validation_loss for row in self.metrics):
-            write_tensors(self.checkpoint / "best.pt", weights)
+        """Write checkpoint/last.pt and metrics.csv, each whole."""
         rows = [asdict(row) for row in self.metrics]
         state = {
-            "network": weights,
+            "network": self.network.module.state_dict(),
+            "best": self.best,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "metrics": rows,
@@ -206,7 +210,7 @@ class Trainer:
             self.network.module.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
-            self.metrics = [EpochMetrics(**row) for row in state["metrics"]]
+            self.best, self.metrics = state["best"], [EpochMetrics(**row) for row in state["metrics"]]
         except Exception as error:
             raise ModelError(
                 f"{path} cannot be resumed from ({error}); train again with --overwrite"

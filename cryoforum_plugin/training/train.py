@@ -34,7 +34,7 @@ from cryoforum_plugin.training.preparation import Prepared, prepare
 from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
-CHECKPOINT_FILES = ("identity.json", "last.pt", "best.pt", "metrics.csv", "log.txt")
+CHECKPOINT_FILES = ("identity.json", "last.pt", "metrics.csv", "log.txt")
 
 
 @contextmanager
