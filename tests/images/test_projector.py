@@ -148,3 +148,36 @@ def test_relions_own_projections(shared_data: Path, name: str) -> None:
     shift = torch.from_numpy(table[labels].to_numpy(dtype=np.float64))
     images = Projector(volume, 1.0).project(torch.from_numpy(matrices), shift_A=shift)
     assert correlation(images, relion_images).min() > 0.999
+
+
+def _project_learned(volume: torch.Tensor, box: int = 32) -> torch.Tensor:
+    matrices, ctf = torch.from_numpy(R[:5]), torch.linspace(-1, 1, box * (box // 2 + 1)).view(box, -1)
+    return Projector(torch.zeros_like(VOLUME), 1.0, box).project(matrices, ctf, torch.ones(5, 2), volume)
+
+
+@pytest.mark.parametrize("box", [32, 20])
+def test_gradient_of_the_volume_is_the_adjoint(box: int, generator: torch.Generator) -> None:
+    volume = torch.nn.Parameter(torch.zeros_like(VOLUME))
+    images = _project_learned(volume, box)
+    of_images = torch.randn(images.shape, generator=generator)
+    (images * of_images).sum().backward()
+    assert volume.grad is not None
+    direction = torch.randn(VOLUME.shape, generator=generator)  # projection is linear: any step is exact
+    there = float((_project_learned(direction, box).double() * of_images).sum())
+    assert float((volume.grad.double() * direction).sum()) == pytest.approx(there, rel=1e-4)
+
+
+def test_volume_given_later_is_projected_like_one_given_at_first() -> None:
+    matrices = torch.from_numpy(R[:3])
+    empty = Projector(torch.zeros_like(VOLUME), 1.0)
+    expected = Projector(VOLUME, 1.0).project(matrices)
+    assert torch.equal(empty.project(matrices, volume=VOLUME), expected)
+    assert not empty.project(matrices).any()
+    with pytest.raises(ValueError, match="32 voxels"):
+        empty.project(matrices, volume=VOLUME[:-2, :-2, :-2])
+
+
+def test_fixed_volume_keeps_no_graph() -> None:
+    projector = Projector(torch.nn.Parameter(VOLUME.clone()), 1.0)
+    assert not projector.transform.requires_grad
+    assert not projector.project(torch.from_numpy(R[:1])).requires_grad
