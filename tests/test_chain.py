@@ -101,6 +101,7 @@ def test_same_seed_same_model_and_resume_equals_straight_through(
 
     star, model = chain / "sim" / "train.star", tmp_path / "resumed"
     save = loop.Trainer.save
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
 
     def save_then_die(self: loop.Trainer) -> None:
         save(self)

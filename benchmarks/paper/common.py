@@ -80,7 +80,7 @@ SCALES = {
     ),
     "small": Scale(
         COUNT,
-        runs=3,
+        runs=2,
         passes=80_000,
         epochs=8,
         # 40 px without the last two convolutions: the last map still has 2 x 2 pixels for the pooling to choose from
