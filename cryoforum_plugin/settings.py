@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ class NetworkSettings:
     """The network.
 
     encoder : polar, or vgg (the paper's). representation : what the head's numbers mean: symmetric (A
-    itself), qcqp (A = L L'), 6d (Gram-Schmidt), quaternion; the last two with one width for all images.
+    itself), qcqp (A = L L'), 6d (Gram-Schmidt), quaternion; the last two with one width for every view of every image.
     channels : of the first stage. polar only: features per sector, hidden units of the head. vgg only:
     blur (none, gaussian, low_pass), pooling (max, max_average, generalised_mean), final_convolutions
     (0 to 2 of the last two), dropout.
@@ -85,8 +86,8 @@ class TrainingSettings:
     reference_particles : at most this many build the reference. optimiser : adamw, or adam with weight decay
     as an L2 term on kernels. cycle_momentum : momentum falls while the learning rate rises.
     branches : single; siamese (batches of pairs); all_pairs (every pair of a batch from one pass). For
-    siamese, pairs : random or stratified (equal numbers in bins of distance), and pair_fraction of all ordered
-    pairs make an epoch. freeze : none, early (first half of the encoder) or encoder keep the weights they
+    siamese, batch_size counts pairs; pairs : random or stratified (equal numbers in bins of distance);
+    pair_fraction of all ordered pairs make an epoch, at least 1,024, at most 250,000 or as many as particles. freeze : none, early (first half of the encoder) or encoder keep the weights they
     start with (see --init-from), for freeze_epochs (None = all).
     """
 
@@ -151,6 +152,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.augmentation": "noise",
         "training.optimiser": "adam",
         "training.cycle_momentum": True,
+        "training.validation_fraction": 0.25,  # 17 to 50
         "training.branches": "siamese",
     },
 }
@@ -225,6 +227,10 @@ def check(settings: Settings) -> None:
         (images.size_px % 2 == 0 and 16 <= images.size_px <= 512, "images.size_px must be even, 16 to 512"),
         (images.diameter_A is None or images.diameter_A > 0, "images.diameter_A must be positive"),
         (images.margin is None or 1 <= images.margin <= 4, "images.margin must be 1 to 4, or none"),
+        (
+            images.diameter_A is None or images.margin is not None,
+            "images.diameter_A needs an images.margin; without, as in preset paper, the whole image is shown",
+        ),
         (0 <= training.simulated <= 1, "training.simulated must be 0 to 1"),
         (0 < training.validation_fraction < 1, "training.validation_fraction must be between 0 and 1"),
         (training.epochs is None or training.epochs >= 1, "training.epochs must be at least 1"),
@@ -237,13 +243,23 @@ def check(settings: Settings) -> None:
         (0 < training.warm_up < 1, "training.warm_up must be between 0 and 1"),
         (training.weight_decay >= 0, "training.weight_decay must not be negative"),
         (training.gradient_clip > 0, "training.gradient_clip must be positive"),
+        (
+            training.pairs == "random"
+            or (training.branches == "siamese" and training.augmentation != "full"),
+            "training.pairs stratified needs training.branches siamese, and training.augmentation noise or none: "
+            "turned images have other distances",
+        ),
         (0 < training.pair_fraction <= 1, "training.pair_fraction must be above 0, at most 1"),
         (
-            training.freeze_epochs is None or training.freeze_epochs >= 1,
-            "training.freeze_epochs must be at least 1",
+            training.freeze_epochs is None or (training.freeze_epochs >= 1 and training.freeze != "none"),
+            "training.freeze_epochs must be at least 1, and needs training.freeze early or encoder",
         ),
-        (min(*terms, loss.distance, loss.shift) >= 0, "the weights of section loss must not be negative"),
-        (max(terms) > 0, "one of loss.likelihood, loss.geodesic and loss.chordal must be above 0"),
+        (
+            all(0 <= weight < math.inf for weight in (*terms, loss.distance)),
+            "the weights of section loss must not be negative, nor infinite",
+        ),
+        (0 < loss.shift < math.inf, "loss.shift must be positive: predicted shifts recentre the images"),
+        (sum(terms) > 0, "one of loss.likelihood, loss.geodesic and loss.chordal must be above 0"),
         (
             loss.distance == 0 or training.branches != "single",
             "loss.distance needs training.branches siamese or all_pairs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from cryoforum_plugin.posterior import credible_radius, gaps, matrix_from_upper,
 
 TARGET_DEG = 5.0  # the confidence is the probability of an error below this
 LEVEL = 0.9
+LARGEST_LOG_FACTOR = 14.0
+
+LOG = logging.getLogger("cryoforum")
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> f
         radius = credible_radius(bingham * math.exp(log_factor), level).numpy()
         return float(hdquantiles(error_rad / radius, prob=[level])[0]) - 1.0
 
-    low, high = -7.0, 7.0
-    for _ in range(24):
+    low, high = -LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR
+    for _ in range(26):
         middle = (low + high) / 2
         low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+    if abs(low + high) / 2 > LARGEST_LOG_FACTOR - 0.01:
+        LOG.warning("the posterior could not be calibrated: errors and widths do not fit together")
     return math.exp((low + high) / 2)
 
 

@@ -111,7 +111,8 @@ def _statistic_mask(particles: ParticleSet, prediction: Prediction, criteria: Cr
         raise SettingsError(f"unknown statistic {name!r}; use {' or '.join(STATISTICS)}")
     label = {"lambda_max": "cryoforumLambdaMax", "trace": "cryoforumTrace"}[name]
     values = _column(particles, prediction, name, label)
-    if len(values) > 1 and np.ptp(values) <= 1e-4 * np.abs(values).max():
+    known = values[values != 0]  # 0 stands for an image that could not be read
+    if len(known) > 1 and np.ptp(known) <= 1e-4 * np.abs(known).max():
         raise SettingsError(
             f"{name} is the same for every particle of {particles.source}: the model has one uncertainty for all "
             "images (network.representation 6d or quaternion); use qcqp or symmetric"

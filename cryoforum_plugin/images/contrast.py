@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.images.pipeline import ImagePipeline
+from cryoforum_plugin.particles import IntArray
+from cryoforum_plugin.particles.splitting import spread_rows
 
+LOG = logging.getLogger("cryoforum")
 SAMPLE = 300  # images a check looks at
 _MIN_IMAGES = 30
 _CERTAIN = 6.0  # standard errors
@@ -54,3 +60,19 @@ class ContrastCheck:
                 "protein must be bright"
             )
         return None
+
+
+def check_contrast(pipeline: ImagePipeline, rows: IntArray, training: bool) -> None:
+    """Refuse dark protein, warn where a sample of the images cannot tell.
+
+    training : images must be readable, and are recentred by their known shifts.
+    """
+    check, pipeline = ContrastCheck(), replace(pipeline, ctf_mode="flip")
+    known = pipeline.particles.shift_A if training else None
+    for of_batch in pipeline.batches(spread_rows(rows, SAMPLE)):
+        originals = pipeline.read_usable(of_batch) if training else pipeline.read(of_batch)
+        shift_A = None if known is None else known[of_batch]
+        check.add(pipeline.working(of_batch, shift_A, originals))
+    warning = check.verdict(pipeline.particles.source)
+    if warning:
+        LOG.warning(warning)

@@ -111,7 +111,7 @@ class ImagePipeline:
         return images
 
     def _ctf(self, rows: IntArray, size_px: int) -> Tensor | None:
-        """CTF `(b, m, m // 2 + 1)` of whole images resampled to `size_px`, None where the table has none."""
-        if self.particles.ctf is None:
+        """CTF `(b, m, m // 2 + 1)` of whole images resampled to `size_px`, None where it is not corrected."""
+        if self.particles.ctf is None or self.ctf_mode in ("keep", "none"):
             return None
         return ctf_2d(self.particles.ctf[rows], size_px, self.sampling_A(rows), device=self.device)

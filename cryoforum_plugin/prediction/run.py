@@ -11,13 +11,12 @@ import torch
 from cryoforum_plugin.confidence.calibration import Calibration, calibrated
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
-from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck
+from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
-from cryoforum_plugin.particles.splitting import spread_rows
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import progress
@@ -52,7 +51,7 @@ def predict_particles(
         raise SettingsError(f"views must be one of {', '.join(map(str, VIEW_COUNTS))}; got {options.views}")
     pipeline = _pipeline(model, particles, device, options)
     if (options.contrast or model.settings.images.contrast) != "ignore":
-        _check_contrast(pipeline)
+        check_contrast(pipeline, np.arange(len(particles)), training=False)
     predictor = Predictor(model, pipeline, precision, options.views)
     figures = model.calibration["views"][str(options.views)]
     factors, outliers = Calibration(figures["width"], figures["shift"]), OutlierModel(**model.outliers)
@@ -86,7 +85,7 @@ def _pipeline(
         if particles.ctf is not None:
             LOG.warning("the model was trained without CTF; that of %s is not used", particles.source)
         particles = replace(particles, ctf=None)
-    elif particles.ctf is None:
+    elif particles.ctf is None and settings.ctf != "keep":
         raise ParticleFileError(
             f"{particles.source}: no CTF parameters, but the model was trained with CTF correction; use "
             "particles with estimated CTF, or train a model with --no-ctf"
@@ -106,13 +105,3 @@ def _pipeline(
     contrast = -1.0 if (options.contrast or settings.contrast) == "invert" else 1.0
     mode: CtfMode = settings.ctf  # type: ignore[assignment]
     return ImagePipeline(particles, reader, box_px, model.box, mode, contrast, device)
-
-
-def _check_contrast(pipeline: ImagePipeline) -> None:
-    """Refuse dark protein before any work; warn where a sample of the images cannot tell."""
-    check, pipeline = ContrastCheck(), replace(pipeline, ctf_mode="flip")
-    for rows in pipeline.batches(spread_rows(np.arange(len(pipeline.particles)), SAMPLE)):
-        check.add(pipeline.working(rows, None, pipeline.read(rows)))
-    warning = check.verdict(pipeline.particles.source)
-    if warning:
-        LOG.warning(warning)

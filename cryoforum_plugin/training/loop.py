@@ -33,6 +33,7 @@ from cryoforum_plugin.training.pairs import pairs_in_epoch, random_pairs, strati
 from cryoforum_plugin.training.validation import Labels, ValidationData, validate
 
 LOG = logging.getLogger("cryoforum")
+DIVERGED = "training diverged (the loss or its gradient is not finite); lower training.learning_rate"
 CHECKPOINT_SECONDS = 20.0  # writing a large network after every short epoch would cost more than training it
 
 
@@ -72,6 +73,8 @@ class Trainer:
         self.steps_per_epoch = max(1, epoch_images(self.count, self.settings) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = frozen_parts(network, self.settings.freeze)
+        for part in self.frozen:  # before `setup`: several processes wait for the gradients that are left
+            part.requires_grad_(False)
         optimiser = make_optimiser(network, self.settings, fabric.device)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
@@ -171,10 +174,14 @@ class Trainer:
             done = (epoch - 1 + step / self.steps_per_epoch) / self.epochs
             loss, orientation = self._loss(self.batches.make(rows), done)
             if not torch.isfinite(loss):
-                raise ModelError("training diverged (the loss is not finite); lower training.learning_rate")
+                raise ModelError(DIVERGED)
             self.optimiser.zero_grad()
             self.fabric.backward(loss)
-            self.fabric.clip_gradients(self.network, self.optimiser, max_norm=self.settings.gradient_clip)
+            norm = self.fabric.clip_gradients(
+                self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
+            )
+            if norm is not None and not torch.isfinite(norm):
+                raise ModelError(DIVERGED)
             self.optimiser.step()
             self.schedule.step()
             total += float(orientation.detach())

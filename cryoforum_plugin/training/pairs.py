@@ -12,7 +12,7 @@ from cryoforum_plugin.geometry import angular_distance_to_group
 BINS = 8  # of the angular distance, 0 to 180 degrees
 FEWEST, MOST = 1024, 250_000  # pairs in an epoch; more particles than MOST: as many pairs as particles
 _CHUNK = 2**18
-_CHUNKS_PER_EPOCH = 64  # looked through at most, in units of the pairs wanted
+_CANDIDATES = 64  # looked through at most, per pair wanted
 _RAREST = (
     0.01  # a bin with less than this part of its share is left out: its few pairs would repeat too often
 )
@@ -40,8 +40,9 @@ def stratified_pairs(rotation: Tensor, group: Tensor, number: int, generator: to
     share = math.ceil(number / BINS)
     found: list[list[Tensor]] = [[] for _ in range(BINS)]
     have = [0] * BINS
-    for _ in range(max(1, _CHUNKS_PER_EPOCH * number // _CHUNK)):
-        pairs = random_pairs(len(rotation), _CHUNK, generator)
+    chunk = max(1024, _CHUNK // len(group))
+    for _ in range(max(1, _CANDIDATES * number // chunk)):
+        pairs = random_pairs(len(rotation), chunk, generator)
         distance = angular_distance_to_group(rotation[pairs[:, 0]], rotation[pairs[:, 1]], group)
         bins = (distance * (BINS / math.pi)).long().clamp(max=BINS - 1)
         for k in range(BINS):

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from cryoforum_plugin.errors import OutputError, ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.images.contrast import SAMPLE, ContrastCheck
+from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.fourier import shift_images
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
-from cryoforum_plugin.particles.splitting import split_rows, spread_rows
+from cryoforum_plugin.particles.splitting import split_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.training.batches import TrainingData
@@ -144,7 +144,7 @@ def _choose_box(
     contrast = -1.0 if settings.images.contrast == "invert" else 1.0
     pipeline = ImagePipeline(particles, reader, box_px, WorkingBox(full_A, size), mode, contrast, device)
     if settings.images.contrast != "ignore":
-        _check_contrast(pipeline, rows)
+        check_contrast(pipeline, rows, training=True)
     diameter_A, margin = settings.images.diameter_A, settings.images.margin
     if margin is None:
         return pipeline, settings
@@ -236,14 +236,3 @@ def _memory_map(file: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...]
     except OSError as error:
         raise OutputError(f"cannot make the image cache {file}: {error.strerror}") from error
     return np.memmap(file, np.float16, "r+", shape=shape)
-
-
-def _check_contrast(pipeline: ImagePipeline, rows: IntArray) -> None:
-    """Refuse dark protein, warn where a sample of the images cannot tell."""
-    check, pipeline = ContrastCheck(), replace(pipeline, ctf_mode="flip")
-    for of_batch in pipeline.batches(spread_rows(rows, SAMPLE)):
-        shift_A = _rows_of(pipeline.particles.shift_A, of_batch)
-        check.add(pipeline.working(of_batch, shift_A, pipeline.read_usable(of_batch)))
-    warning = check.verdict(pipeline.particles.source)
-    if warning:
-        LOG.warning(warning)

@@ -116,12 +116,11 @@ def train(
 ) -> dict[str, Any]:
     """Train on refined particles and write a model directory.
 
-    inputs : the tables `particles` came from. init_from : model directory whose weights the network starts
-    with. Returns the validation figures of calibration.json (empty in
+    inputs : the tables `particles` came from. init_from : model directory to start the weights from. Returns the validation figures of calibration.json (empty in
     other processes than the first). Raises a CryoForumError, before anything is written, for input that
     cannot be trained on.
     """
-    initial = _initial_weights(init_from, settings, fabric)
+    _check_freezing(settings, init_from, fabric)
     identity = {
         "settings": flatten(settings),
         "inputs": [_checksum(path) for path in inputs],
@@ -135,6 +134,7 @@ def train(
     quiet = quiet or not fabric.is_global_zero
     torch.manual_seed(settings.training.seed)
     with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
+        initial = None if init_from is None else _initial_weights(init_from, settings)
         prepared = prepare(particles, settings, Path(cache), fabric.device, quiet)
         if fabric.is_global_zero:
             _start(directory, identity, resume)
@@ -158,30 +158,30 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _initial_weights(
-    init_from: Path | None, settings: Settings, fabric: Fabric
-) -> dict[str, torch.Tensor] | None:
-    """Weights of another model's network. Raises ModelError when that network is built otherwise."""
-    training = settings.training
-    if training.freeze_epochs is not None and training.freeze != "none" and fabric.world_size > 1:
+def _check_freezing(settings: Settings, init_from: Path | None, fabric: Fabric) -> None:
+    """Refuse to freeze random weights, or to thaw where several processes share the gradients."""
+    if settings.training.freeze != "none" and init_from is None:
+        raise SettingsError(
+            f"training.freeze {settings.training.freeze} needs trained weights; give --init-from MODEL_DIR"
+        )
+    if settings.training.freeze_epochs is not None and fabric.world_size > 1:
         raise SettingsError("training.freeze_epochs works in one process only; leave it out")
-    if init_from is None:
-        if training.freeze != "none":
-            raise SettingsError(
-                f"training.freeze {training.freeze} needs trained weights; give --init-from MODEL_DIR"
-            )
-        return None
+
+
+def _initial_weights(init_from: Path, settings: Settings) -> dict[str, torch.Tensor]:
+    """Weights of another model's network. Raises ModelError when that network is built otherwise."""
     model = load_model(init_from, torch.device("cpu"))
-    other = asdict(model.settings.network)
+    other = model.settings.network
     for name, value in asdict(settings.network).items():
-        if value != other[name]:
+        if name != "dropout" and value != getattr(other, name):  # dropout has no weights
             raise ModelError(
-                f"{init_from} has network.{name} {other[name]}, not {value}; a network can only start from one "
-                "that is built the same: leave that setting out"
+                f"{init_from} has network.{name} {getattr(other, name)}, not {value}; a network can only start "
+                "from one that is built the same: leave that setting out"
             )
-    if model.settings.images.ctf != settings.images.ctf:
-        LOG.warning("%s was trained with images.ctf %s, this run has %s",
-                    init_from, model.settings.images.ctf, settings.images.ctf)  # fmt: skip
+    for name in ("ctf", "preprocessing", "margin"):
+        before, now = getattr(model.settings.images, name), getattr(settings.images, name)
+        if before != now:
+            LOG.warning("%s was trained with images.%s %s, this run has %s", init_from, name, before, now)
     return model.network.state_dict()
 
 

@@ -45,13 +45,13 @@ class Labels:
 def validate(
     network: nn.Module, data: ValidationData, labels: Labels, settings: Settings
 ) -> tuple[float, float, float]:
-    """Loss of single images, median and mean error (deg, modulo symmetry) over the validation images."""
+    """Loss of single images, median and mean error (deg) over the validation images; modulo symmetry."""
     network.eval()
     losses, errors = [], []
     for images, rotation in zip(data.images.split(256), data.rotation.split(256), strict=True):
         finished = finish(images.to(rotation.device).float(), settings.images.preprocessing)
         matrix = network(finished).bingham
-        losses.append(orientation_loss(matrix, labels.of(rotation), labels.equivalent, settings.loss))
+        losses.append(orientation_loss(matrix, rotation, labels.group, settings.loss))
         errors.append(angular_distance_to_group(mode(matrix), rotation.double(), labels.group.double()))
     error, loss = torch.rad2deg(torch.cat(errors)), float(torch.cat(losses).mean())
     if not math.isfinite(loss):

@@ -49,7 +49,7 @@ def expected(data: TrainingData, batch: Batch) -> torch.Tensor:
     return data.projector.project(matrices, transfer, shift_A)
 
 
-@pytest.mark.parametrize("mode", ["flip", "multiply"])
+@pytest.mark.parametrize("mode", ["flip", "multiply", "keep"])
 @pytest.mark.parametrize("simulated", [0.0, 0.5, 1.0])
 def test_images_show_their_labels(mode: str, simulated: float) -> None:
     data = make_data(0.0, mode)

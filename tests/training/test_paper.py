@@ -10,8 +10,21 @@ import pytest
 import torch
 from chain import TINY, cryoforum, simulate, succeed
 
-from cryoforum_plugin.network.model import load_model
-from cryoforum_plugin.settings import preset
+from cryoforum_plugin.geometry import (
+    angular_distance,
+    angular_distance_to_group,
+    in_asymmetric_unit,
+    random_quaternions,
+    reduce_to_asymmetric_unit,
+    symmetry_group,
+)
+from cryoforum_plugin.network import NetworkOutput
+from cryoforum_plugin.network.model import build_network, load_model
+from cryoforum_plugin.settings import preset, with_values
+from cryoforum_plugin.training.batches import BatchMaker, TrainingData
+from cryoforum_plugin.training.loop import Trainer, make_fabric
+from cryoforum_plugin.training.optimiser import make_optimiser
+from cryoforum_plugin.training.validation import Labels, ValidationData
 
 PAPER = ("--preset", "paper", "--quiet", "--epochs", 2, "--batch-size", 32, "--set", "network.channels=4")
 
@@ -78,10 +91,95 @@ def test_likelihood_with_all_pairs_learns_on_the_polar_network(data: Path, tmp_p
     assert metrics["validation_loss"][-1] < metrics["validation_loss"][0]
 
 
-def test_labels_are_reduced_to_the_asymmetric_unit(data: Path, tmp_path: Path) -> None:
-    model = train(data, tmp_path / "m", options=(*PAPER, "--symmetry", "D2"))
-    succeed("predict", model, data / "sim" / "test.star", "-o", tmp_path / "out.star", "--quiet")
-    assert load_model(model, torch.device("cpu")).settings.loss.symmetry == "asymmetric_unit"
+def test_labels_are_reduced_to_the_asymmetric_unit() -> None:
+    poses = random_quaternions(200, torch.Generator().manual_seed(0))
+    group = torch.from_numpy(symmetry_group("D2")).float()
+    reduced = Labels("D2", True, torch.device("cpu"))
+    assert not in_asymmetric_unit(poses, "D2").all()
+    assert in_asymmetric_unit(reduced.of(poses), "D2").all()
+    assert angular_distance_to_group(reduced.of(poses), poses, group).max() < 1e-3
+    assert len(reduced.equivalent) == 1  # the loss knows no symmetry
+    averaged = Labels("D2", False, torch.device("cpu"))
+    assert torch.equal(averaged.of(poses), poses)
+    assert len(averaged.equivalent) == 4
+
+
+class Fixed(torch.nn.Module):
+    """A network that gives the same posteriors whatever it sees."""
+
+    def __init__(self, bingham: torch.Tensor) -> None:
+        super().__init__()
+        self.bingham = torch.nn.Parameter(bingham)
+        self.encoder = torch.nn.Module()
+        self.encoder.body = torch.nn.Sequential()
+
+    def forward(self, images: torch.Tensor) -> NetworkOutput:
+        zero = torch.zeros(len(images))
+        return NetworkOutput(self.bingham, torch.zeros(len(images), 2), zero, zero[:, None])
+
+
+def test_siamese_loss_is_the_papers_equation_4(tmp_path: Path) -> None:
+    """Written out pair by pair, with a label outside the asymmetric unit among them."""
+    pairs, generator = 5, torch.Generator().manual_seed(0)
+    poses, found = (random_quaternions(2 * pairs, generator).double() for _ in range(2))
+    images = torch.randn(2 * pairs, 16, 16, generator=generator)
+    settings = with_values(preset("paper"), {"symmetry": "D2", "training.augmentation": "none"})
+    data = TrainingData(images, poses.float(), None, np.ones(2 * pairs), "keep", None)
+    bingham = 50 * (torch.eye(4) - found[:, :, None] * found[:, None, :]).float()
+    trainer = Trainer(
+        make_fabric("cpu", 1, 1, "32-true"),
+        Fixed(bingham),
+        BatchMaker(data, settings.training, generator),
+        ValidationData(images[:2], poses[:2]),
+        settings,
+        2,
+        tmp_path,
+    )
+    rows = torch.stack([torch.arange(pairs), torch.arange(pairs) + pairs], 1).T.flatten()
+    loss, _ = trainer._loss(trainer.batches.make(rows), 0.36)
+    labels = reduce_to_asymmetric_unit(poses, "D2")
+    assert not torch.equal(labels, poses)
+    beta_1, beta_2 = 0.36**0.5 / 2, 1 - 0.36**0.5
+    expected = 0.0
+    for i, j in [(k, k + pairs) for k in range(pairs)]:
+        distance = float(angular_distance(found[i], found[j]) - angular_distance(labels[i], labels[j]))
+        errors = float(angular_distance(found[i], labels[i]) + angular_distance(found[j], labels[j]))
+        expected += (beta_1 * errors + beta_2 * abs(distance)) / pairs
+    assert abs(float(loss.detach()) - expected) < 1e-3  # the shift's likelihood is 0 here
+
+
+def test_optimiser_of_the_paper() -> None:
+    network = build_network(preset("paper"), 128)
+    settings = preset("paper").training
+    optimiser = make_optimiser(network, settings, torch.device("cpu"))
+    decayed = {id(p) for group in optimiser.param_groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        is_kernel = name.endswith("weight") and parameter.ndim > 1
+        assert (id(parameter) in decayed) == is_kernel, name
+    assert {group["weight_decay"] for group in optimiser.param_groups} == {0.0, 2e-3}
+    assert optimiser.param_groups[0]["eps"] == 1e-5
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=100, pct_start=settings.warm_up,
+        cycle_momentum=settings.cycle_momentum,
+    )  # fmt: skip
+    momentum, rate = [], []
+    for _ in range(99):
+        optimiser.step()
+        schedule.step()
+        momentum.append(optimiser.param_groups[0]["betas"][0])
+        rate.append(optimiser.param_groups[0]["lr"])
+    assert abs(max(momentum) - 0.95) < 1e-3
+    assert abs(min(momentum) - 0.85) < 1e-3
+    assert momentum.index(min(momentum)) == rate.index(max(rate))  # Supplementary Figure 2
+
+
+def test_a_representation_without_uncertainty_cannot_filter(data: Path, tmp_path: Path) -> None:
+    model = train(data, tmp_path / "m", "network.representation=6d")
+    out = tmp_path / "out.star"
+    succeed("predict", model, data / "sim" / "test.star", "-o", out, "--quiet", "--views", 1)
+    result = cryoforum("select", out, "-o", tmp_path / "kept.star", "--statistic", "trace")
+    assert result.exit_code == 1
+    assert "one uncertainty for all images" in result.output
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -126,6 +224,14 @@ def test_frozen_parts_thaw(data: Path, tmp_path: Path) -> None:
         (("--set", "loss.curriculum=maybe"), "true or false"),
         (("--set", "network.pooling=sum"), "max, max_average or generalised_mean"),
         (("--set", "training.augmentation=none"), "training.simulated 0"),
+        (
+            ("--set", "training.pairs=stratified", "--set", "training.branches=siamese"),
+            "training.augmentation",
+        ),
+        (("--preset", "paper", "--diameter", "100"), "images.margin"),
+        (("--set", "loss.shift=0"), "loss.shift"),
+        (("--set", "loss.geodesic=nan"), "infinite"),
+        (("--set", "training.freeze_epochs=2"), "training.freeze"),
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(
