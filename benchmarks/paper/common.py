@@ -169,10 +169,12 @@ class Bench:
     work: Path
     scale_name: str
     device: str
+    passes: int | None = None
 
     @property
     def scale(self) -> Scale:
-        return SCALES[self.scale_name]
+        scale = SCALES[self.scale_name]
+        return scale if self.passes is None else replace(scale, passes=self.passes)
 
     def cached(
         self, file: Path, identity: dict[str, Any], make: Callable[[], dict[str, Any]]
@@ -420,6 +422,7 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     )
     result.add_argument("--scale", choices=list(SCALES), default="small")
     result.add_argument("--work-dir", type=Path, required=True, help="where everything is kept and resumed")
+    result.add_argument("--passes", type=int, help="images each training shows  [default: by scale]")
     result.add_argument("--device", default="auto")
     result.add_argument("--output", type=Path, help=f"default: {RESULTS.name}/paper_{name}_SCALE.json")
     return result
@@ -432,7 +435,7 @@ def bench_of(arguments: argparse.Namespace, name: str) -> tuple[Bench, Path]:
     work.mkdir(parents=True, exist_ok=True)
     output = arguments.output or RESULTS / f"paper_{name}_{arguments.scale}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    return Bench(work, arguments.scale, arguments.device), output.resolve()
+    return Bench(work, arguments.scale, arguments.device, arguments.passes), output.resolve()
 
 
 def log_axis(axis: Axis) -> None:
