@@ -36,16 +36,19 @@ _DEFAULT = Settings()
     "--epochs",
     type=int,
     default=None,
-    help="Passes over the particles, of 2,048 images at least  [default: by their number]",
+    help="Passes over the particles, of 2,048 images at least  [default: by their number, or the preset's]",
 )
 @click.option(
-    "--batch-size", type=int, default=None, help=f"Images a step  [default: {_DEFAULT.training.batch_size}]"
+    "--batch-size",
+    type=int,
+    default=None,
+    help=f"Images a step, pairs in siamese training  [default: {_DEFAULT.training.batch_size}, or the preset's]",
 )
 @click.option(
     "--image-size",
     type=int,
     default=None,
-    help=f"Side of the working box in pixels  [default: {_DEFAULT.images.size_px}]",
+    help=f"Side of the working box in pixels  [default: {_DEFAULT.images.size_px}, or the preset's]",
 )
 @click.option("--diameter", type=float, default=None, help="Particle diameter in Å  [default: measured]")
 @click.option("--no-ctf", is_flag=True, help="The images are CTF-corrected or have no CTF.")
@@ -53,7 +56,7 @@ _DEFAULT = Settings()
     "--validation-fraction",
     type=float,
     default=None,
-    help=f"Part kept for validation  [default: {_DEFAULT.training.validation_fraction}]",
+    help=f"Part kept for validation  [default: {_DEFAULT.training.validation_fraction}, or the preset's]",
 )
 @click.option(
     "--init-from",
