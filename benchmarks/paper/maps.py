@@ -128,7 +128,9 @@ def picture(
             axes.plot(error_rad, values[key], ".", color=BLUE, markersize=2, alpha=0.5)
             axes.set(xlabel="error (rad)", ylabel=STATISTICS[key])
             log_axis(axes.xaxis)
-            axes.set_xlim(np.quantile(error_rad, 0.005), error_rad.max() * 1.1)  # the few below crowd the ticks
+            axes.set_xlim(
+                np.quantile(error_rad, 0.005), error_rad.max() * 1.1
+            )  # the few below crowd the ticks
         line[0].set_title(f"{ROWS[name].label}, {row['views']} view" + "s" * (row["views"] > 1))
         _both_statistics(line[2], values, error_rad)
         folders = {
