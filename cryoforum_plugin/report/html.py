@@ -96,7 +96,9 @@ def panels_of(run: Run) -> Iterator[Panel]:
         )
     yield from _table_panels(run)
     if run.fsc:
-        yield Panel("Resolution", "Half maps against each other, within a soft sphere.", figures.fsc_curves(run.fsc))
+        yield Panel(
+            "Resolution", "Half maps against each other, within a soft sphere.", figures.fsc_curves(run.fsc)
+        )
 
 
 def _table_panels(run: Run) -> Iterator[Panel]:
