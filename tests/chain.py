@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import mrcfile
 from blobs import blob_positions, blob_volume
@@ -34,6 +36,17 @@ def succeed(*arguments: object) -> Result:
     result = cryoforum("--debug", *arguments)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return result
+
+
+def load_example(name: str) -> ModuleType:
+    """Import a script of docs/examples."""
+    path = Path(__file__).resolve().parents[1] / "docs" / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_blob_map(path: Path, size: int = 32) -> Path:

@@ -409,6 +409,18 @@ class Results:
             self.output.with_suffix(".png"), optimize=True
         )
 
+    def show(
+        self,
+        rows: dict[str, Any],
+        table: Callable[[dict[str, Any]], str],
+        picture: Callable[[dict[str, Any]], Figure],
+    ) -> None:
+        """Print the table, save the picture, and end."""
+        if rows:
+            print(table(rows))
+            self.save_figure(picture(rows))
+        self.end()
+
     def end(self) -> None:
         """Exit with an error where steps failed."""
         if self.failed:

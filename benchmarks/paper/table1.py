@@ -154,10 +154,7 @@ def main() -> None:
     for seed in range(1, (arguments.runs or bench.scale.runs) + 1):
         for name in (n for n in ROWS if n in names or is_trained(bench, data.name, n, seed)):
             results.attempt(f"{name}, seed {seed}", lambda name=name, seed=seed: measure(name, seed))
-    if rows:
-        print(table(rows))
-        results.save_figure(picture(rows))
-    results.end()
+    results.show(rows, table, picture)
 
 
 if __name__ == "__main__":

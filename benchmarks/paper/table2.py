@@ -92,10 +92,7 @@ def main() -> None:
                 f"SNR {snr}, {preset}",
                 lambda snr=snr, preset=preset, name=name: measure(snr, preset, name),
             )
-    if rows:
-        print(table(rows))
-        results.save_figure(picture(rows))
-    results.end()
+    results.show(rows, table, picture)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.util
 import subprocess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import starfile
-from chain import TINY, succeed, write_blob_map
+from chain import TINY, load_example, succeed, write_blob_map
 
-SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "examples" / "pick_to_map.py"
 COUNT, JUNK = 800, 0.4
 POSES = {
     "rlnAngleRot",
@@ -26,19 +23,10 @@ POSES = {
 }
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pick_to_map", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Run the script with its commands in this process; return its folder and its rows by set."""
-    script = load()
+    script = load_example("pick_to_map")
 
     def run(folder: Path, *arguments: object) -> None:
         small = TINY if arguments[0] == "train" else ()
@@ -104,7 +92,7 @@ def test_maps_get_better_with_better_poses(result: tuple[Path, dict[str, Any]]) 
 def test_a_failing_command_is_shown_and_stops_the_script(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    script = load()
+    script = load_example("pick_to_map")
     with pytest.raises(subprocess.CalledProcessError):
         script.run(tmp_path, "select", "absent.star", "-o", "kept.star", "--auto")
     output = capfd.readouterr()

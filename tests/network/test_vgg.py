@@ -11,7 +11,8 @@ from torch.autograd import gradcheck
 
 from cryoforum_plugin.network import DenseHead, PoseNetwork, VggEncoder
 from cryoforum_plugin.network.head import SHIFT_SCALE
-from cryoforum_plugin.settings import CHOICES, NetworkSettings, preset
+from cryoforum_plugin.setting_rules import CHOICES
+from cryoforum_plugin.settings import NetworkSettings, preset
 
 # Supplementary Table 1: kernel, width, side of the map after the block, for an image of 128 pixels
 TABLE = [
