@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Progress: a bar with the time left on a terminal, plain lines elsewhere, one line that renews itself in a host."""
 
 from __future__ import annotations
 
@@ -6,9 +6,45 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
 
 Advance = Callable[[int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_RENEWALS = 2.0
+
+
+@dataclass
+class LiveLog:
+    """A host's log file: whole lines, and a last line that is renewed by a carriage return.
+
+    RELION's GUI shows of each line what follows its last carriage return.
+    """
+
+    stream: TextIO
+    renewed: int = 0  # characters of the last line while it is still open
+
+    def line(self, text: str) -> None:
+        """Write a whole line, in place of a renewed one."""
+        if self.renewed:
+            self.renew(text)
+            text = ""
+        self.renewed = 0
+        print(text, file=self.stream, flush=True)
+
+    def renew(self, text: str) -> None:
+        """Write `text` over the last line."""
+        print(f"\r{text.ljust(self.renewed)}", end="", file=self.stream, flush=True)
+        self.renewed = len(text)
+
+
+_live_log: LiveLog | None = None
+
+
+def show_progress_in(log: LiveLog | None) -> None:
+    """Send all progress of this process to `log`; None: back to stderr."""
+    global _live_log
+    _live_log = log
 
 
 @contextmanager
@@ -16,15 +52,23 @@ def progress(title: str, total: int, quiet: bool = False) -> Iterator[Advance]:
     """Yield `advance(steps, note)`; `total` steps in all. Silent when `quiet`."""
     if quiet:
         yield _silent
+        return
+    if _live_log is not None:
+        shown = _texts(title, total, SECONDS_BETWEEN_RENEWALS, _live_log.renew, _live_log.line)
     elif sys.stderr.isatty():
-        with _bar(title, total) as advance:
-            yield advance
+        shown = _bar(title, total)
     else:
-        yield _lines(title, total)
+        shown = _texts(title, total, SECONDS_BETWEEN_LINES, _print, _print)
+    with shown as advance:
+        yield advance
 
 
 def _silent(steps: int, note: str) -> None:
     """Show nothing."""
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -49,20 +93,27 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(title: str, total: int) -> Advance:
-    """At most one line every ten seconds, and one at the end."""
+@contextmanager
+def _texts(
+    title: str, total: int, every_s: float, show: Callable[[str], None], finish: Callable[[str], None]
+) -> Iterator[Advance]:
+    """Call `show` with the state at most every `every_s` seconds, and `finish` with the last one."""
     start = time.monotonic()
     state = {"done": 0, "last": start}
+    last_note = [""]
+
+    def text() -> str:
+        elapsed_s = time.monotonic() - start
+        left_s = elapsed_s / max(state["done"], 1) * (total - state["done"])
+        left = "" if state["done"] >= total else f", about {left_s:.0f} s left"
+        return f"{title}: {state['done']}/{total}, {elapsed_s:.0f} s{left}{last_note[0]}"
 
     def advance(steps: int, note: str = "") -> None:
         state["done"] += steps
-        now = time.monotonic()
-        finished = state["done"] >= total
-        if finished or now - state["last"] >= SECONDS_BETWEEN_LINES:
-            state["last"] = now
-            left = (now - start) / max(state["done"], 1) * (total - state["done"])
-            text = f"{title}: {state['done']}/{total}, {now - start:.0f} s"
-            text += "" if finished else f", about {left:.0f} s left"
-            print(f"{text}{', ' + note if note else ''}", file=sys.stderr, flush=True)
+        last_note[0] = f", {note}" if note else last_note[0]
+        if time.monotonic() - state["last"] >= every_s:
+            state["last"] = time.monotonic()
+            show(text())
 
-    return advance
+    yield advance
+    finish(text())

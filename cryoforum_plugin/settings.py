@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -217,6 +218,32 @@ def preset(name: str) -> Settings:
     if name not in PRESETS:
         raise SettingsError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return with_values(Settings(preset=name), PRESETS[name])
+
+
+def assemble(
+    preset_name: str,
+    *,
+    network: NetworkSettings | None = None,
+    config: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    assignments: Iterable[str] = (),
+) -> Settings:
+    """Settings of a preset, then those of another model's network, a config, options, and "section.key=value".
+
+    options : {"section.key": value}, None for what was not given. Raises SettingsError.
+    """
+    settings = preset(preset_name)
+    if network is not None:
+        settings = replace(settings, network=network)
+    settings = with_values(settings, {k: v for k, v in (config or {}).items() if k != "preset"})
+    settings = with_values(settings, {k: v for k, v in (options or {}).items() if v is not None})
+    pairs = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise SettingsError(f"setting {assignment!r} is not of the form SECTION.KEY=VALUE")
+        pairs[key.strip()] = value.strip()
+    return with_values(settings, pairs)
 
 
 def read_config(path: Path) -> dict[str, Any]:

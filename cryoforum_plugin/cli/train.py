@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,31 +137,25 @@ def _network_of(model_dir: Path) -> Any:
 
 def _settings(options: dict[str, Any]) -> Any:
     """Settings from preset, then config file, then options, then --set."""
-    from cryoforum_plugin.settings import preset, read_config, with_values
+    from cryoforum_plugin.settings import assemble, read_config
 
-    settings = preset(options["preset"])
-    if options["init_from"] is not None:
-        settings = replace(settings, network=_network_of(options["init_from"]))
-    if options["config_file"] is not None:
-        values = read_config(options["config_file"])
-        values.pop("preset", None)
-        settings = with_values(settings, values)
-    given = {
-        "symmetry": options["symmetry"],
-        "training.epochs": options["epochs"],
-        "training.batch_size": options["batch_size"],
-        "images.size_px": options["image_size"],
-        "images.diameter_A": options["diameter"],
-        "images.ctf": "none" if options["no_ctf"] else None,
-        "images.contrast": options["contrast"],
-        "training.validation_fraction": options["validation_fraction"],
-        "training.seed": options["seed"],
-    }
-    settings = with_values(settings, {key: value for key, value in given.items() if value is not None})
-    pairs = {}
-    for assignment in options["assignments"]:
-        key, separator, value = assignment.partition("=")
-        if not separator:
-            raise click.UsageError(f"--set needs SECTION.KEY=VALUE, got {assignment!r}")
-        pairs[key.strip()] = value.strip()
-    return with_values(settings, pairs)
+    malformed = [text for text in options["assignments"] if "=" not in text]
+    if malformed:
+        raise click.UsageError(f"--set needs SECTION.KEY=VALUE, got {malformed[0]!r}")
+    return assemble(
+        options["preset"],
+        network=None if options["init_from"] is None else _network_of(options["init_from"]),
+        config=None if options["config_file"] is None else read_config(options["config_file"]),
+        options={
+            "symmetry": options["symmetry"],
+            "training.epochs": options["epochs"],
+            "training.batch_size": options["batch_size"],
+            "images.size_px": options["image_size"],
+            "images.diameter_A": options["diameter"],
+            "images.ctf": "none" if options["no_ctf"] else None,
+            "images.contrast": options["contrast"],
+            "training.validation_fraction": options["validation_fraction"],
+            "training.seed": options["seed"],
+        },
+        assignments=options["assignments"],
+    )

@@ -52,12 +52,14 @@ def reconstruct(
     settings: ReconstructionSettings | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
+    mask: Tensor | None = None,
 ) -> Reconstruction:
     """Back-project the two half sets and compare them; images are streamed in batches.
 
-    progress : called with the number of particles done since the last call.
-    Raises ParticleFileError (no poses, no CTF, empty half set, mixed pixel sizes), SettingsError, and
-    what `reader` raises.
+    progress : called with the number of particles done since the last call. mask : `(n, n, n)` for the FSC,
+    instead of a soft sphere, in the box of the reconstruction.
+    Raises ParticleFileError (no poses, no CTF, empty half set, mixed pixel sizes), SettingsError (a mask of
+    another box, for one), and what `reader` raises.
     """
     settings = settings or ReconstructionSettings()
     group = torch.from_numpy(symmetry_group(settings.symmetry)).float()
@@ -71,6 +73,10 @@ def reconstruct(
     box_px = settings.box_px or even_px
     if box_px % 2 or not 8 <= box_px <= even_px:
         raise SettingsError(f"--box must be even and between 8 and {even_px} (the images): got {box_px}")
+    if mask is not None and len(mask) != box_px:
+        raise SettingsError(
+            f"the mask has {len(mask)} voxels a side, the map {box_px}; make the mask from a map of this box"
+        )
     source = SliceSource(particles, reader, settings, even_px, box_px, pixel_A * even_px / box_px)
     projectors, counts = [], []
     for rows in halves:
@@ -82,7 +88,7 @@ def reconstruct(
     notes = [] if note is None else [note]
     if skipped:
         notes.append(f"{particles.source}: {skipped} particles with constant or non-finite pixels left out")
-    return _finish(projectors[0], projectors[1], source, (counts[0], counts[1]), tuple(notes))
+    return _finish(projectors[0], projectors[1], source, (counts[0], counts[1]), tuple(notes), mask)
 
 
 def common_pixel_size_A(particles: ParticleSet) -> float:
@@ -103,13 +109,16 @@ def _finish(
     source: SliceSource,
     counts: tuple[int, int],
     notes: tuple[str, ...],
+    mask: Tensor | None,
 ) -> Reconstruction:
     """Divide, compare the masked halves, and filter their sum."""
     settings, pixel_A, box = source.settings, source.pixel_size_A, source.box_px
     halves = [projector.volume(settings.regularisation) for projector in (first, second)]
-    largest_px = box / 2 - MASK_EDGE_PX
-    radius_px = largest_px if settings.mask_radius_A is None else settings.mask_radius_A / pixel_A
-    mask = soft_mask(box, min(radius_px, largest_px), MASK_EDGE_PX, 3, halves[0].device)
+    if mask is None:
+        largest_px = box / 2 - MASK_EDGE_PX
+        radius_px = largest_px if settings.mask_radius_A is None else settings.mask_radius_A / pixel_A
+        mask = soft_mask(box, min(radius_px, largest_px), MASK_EDGE_PX, 3, halves[0].device)
+    mask = mask.to(halves[0])
     fsc = fourier_shell_correlation(halves[0] * mask, halves[1] * mask)
     first += second
     return Reconstruction(

@@ -20,11 +20,13 @@ Rows = list[tuple[str, str]]
 class Run:
     """Everything found; what is absent is empty.
 
-    metrics : columns of metrics.csv `(epochs,)`, nan where a cell is empty. tables : predicted particles by
-    file name. fsc : name -> (resolution_A, fsc), each `(shells,)`.
+    job : what a host's job was asked to do and did (job.json). metrics : columns of metrics.csv `(epochs,)`,
+    nan where a cell is empty. tables : predicted particles by file name. fsc : name -> (resolution_A, fsc),
+    each `(shells,)`.
     """
 
     directory: Path
+    job: Rows
     settings: Rows
     metrics: dict[str, FloatArray]
     calibration: Rows
@@ -41,13 +43,19 @@ def collect_run(directory: Path) -> Run:
     if not directory.is_dir():
         raise ModelError(f"{directory} is not a folder; give a model directory or the folder of a run")
     model = directory if (directory / "config.json").exists() else directory / "model"
+    job = _read_json(directory / "job.json")
     run = Run(
         directory=directory,
+        job=[
+            row
+            for row in flatten(job)
+            if not row[0].startswith(("tables", "outputs")) and ".identity" not in row[0]
+        ],
         settings=_read_json_rows(model / "config.json"),
         metrics=read_metrics(model / "metrics.csv"),
         calibration=_read_json_rows(model / "calibration.json"),
-        tables=_read_tables(directory),
-        fsc={_fsc_name(path, directory): read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
+        tables=_read_tables(directory, [Path(path) for path in job.get("tables", {}).values()]),
+        fsc={path.parent.name: read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
         warnings=_read_warnings(dict.fromkeys([directory / "log.txt", model / "log.txt"])),
     )
     if not (run.settings or run.metrics or run.tables or run.fsc):
@@ -93,35 +101,40 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _fsc_name(path: Path, directory: Path) -> str:
-    name = path.parent.relative_to(directory).as_posix()
-    return "all" if name == "." else name
-
-
 def _read_json_rows(path: Path) -> Rows:
+    return flatten(_read_json(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file, {} without it."""
     if not path.exists():
-        return []
+        return {}
     try:
-        return flatten(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return content
 
 
-def _read_tables(directory: Path) -> dict[str, ParticleSet]:
-    """Tables in the folder itself that hold predictions; other STAR and .cs files are passed over."""
+def _read_tables(directory: Path, more: list[Path]) -> dict[str, ParticleSet]:
+    """Tables in the folder itself, and `more` that a job worked on, that hold predictions; others are passed over."""
     from cryoforum_plugin.formats import read_particles
 
-    tables = {}
-    for path in sorted([*directory.glob("*.star"), *directory.glob("*.cs")]):
+    tables: dict[str, ParticleSet] = {}
+    own = sorted([*directory.glob("*.star"), *directory.glob("*.cs")])
+    for path in dict.fromkeys([*own, *more]):
         try:
             particles = read_particles(path)
         except CryoForumError:
             continue
         if particles.prediction is not None and len(particles):
-            tables[path.name] = particles
+            tables.setdefault(path.name, particles)
     return tables
 
 
 def _read_warnings(paths: dict[Path, None]) -> list[str]:
+    """Each warning once, without its time, in order."""
     lines = [line.strip() for path in paths if path.exists() for line in path.read_text().splitlines()]
-    return [line for line in lines if "warning" in line.lower()]
+    return list(dict.fromkeys(line.partition(" WARNING ")[2] for line in lines if " WARNING " in line))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -76,13 +77,16 @@ def summarise(run: Run) -> Rows:
 
 
 def resolution_text(resolution_A: FloatArray, fsc: FloatArray, level: float = 0.143) -> str:
-    """Resolution of the last shell before `fsc` `(s,)` first falls below `level`, in words."""
+    """Resolution at which `fsc` `(s,)` first falls below `level`, in words; linear between shells."""
     below = np.flatnonzero(fsc < level)
     if len(below) == 0:
         return f"{resolution_A[-1]:.2f} Å (last shell; never below {level:g})"
-    if below[0] == 0 or not np.isfinite(resolution_A[below[0] - 1]):
+    shell = int(below[0])
+    if shell == 0 or not np.isfinite(resolution_A[shell - 1]):
         return f"none (below {level:g} from the first shell)"
-    return f"{resolution_A[below[0] - 1]:.2f} Å"
+    before, after = 1 / resolution_A[shell - 1], 1 / resolution_A[shell]
+    part = (fsc[shell - 1] - level) / (fsc[shell - 1] - fsc[shell])
+    return f"{1 / (before + part * (after - before)):.2f} Å"
 
 
 def panels_of(run: Run) -> Iterator[Panel]:
@@ -136,14 +140,22 @@ def _png_base64(figure: Figure) -> str:
 
 
 def _write_pdf(run: Run, path: Path) -> None:
-    with PdfPages(path, metadata={"Title": f"cryoforum: {run.directory.name}"}) as pages:
-        pages.savefig(figures.table_figure(f"cryoforum report: {run.directory.name}", summarise(run)))
+    """A page for the settings of the job and what it did, one for each figure, tables, and the warnings."""
+    name = run.directory.name
+    with PdfPages(path, metadata={"Title": f"cryoforum: {name}"}) as pages:
+        _save_rows(pages, f"cryoforum report: {name}", [*summarise(run), ("", ""), *run.job])
         for panel in panels_of(run):
-            panel.figure.suptitle(panel.title)
+            if len(panel.figure.axes) > 1:  # else the panel carries the title
+                panel.figure.suptitle(panel.title)
+            characters = int(15 * panel.figure.get_figwidth())
+            panel.figure.supxlabel("\n".join(textwrap.wrap(panel.caption, characters)), fontsize="small")
             pages.savefig(panel.figure)
-        for title, rows in (("Calibration", run.calibration), ("Settings", run.settings)):
-            for start in range(0, len(rows), _ROWS_ON_PAGE):
-                pages.savefig(figures.table_figure(title, rows[start : start + _ROWS_ON_PAGE]))
-        warnings = [("", line) for line in run.warnings[:_ROWS_ON_PAGE]]
-        if warnings:
-            pages.savefig(figures.table_figure("Warnings", [(line[:110], "") for _, line in warnings]))
+        warnings = [piece for text in run.warnings for piece in textwrap.wrap(text, 105)]
+        _save_rows(pages, "Warnings", [(line, "") for line in warnings or ["none"]])
+        for title, rows in (("Calibration", run.calibration), ("Settings of the training", run.settings)):
+            _save_rows(pages, title, rows)
+
+
+def _save_rows(pages: PdfPages, title: str, rows: Rows) -> None:
+    for start in range(0, len(rows), _ROWS_ON_PAGE):
+        pages.savefig(figures.table_figure(title, rows[start : start + _ROWS_ON_PAGE]))  # type: ignore[no-untyped-call]

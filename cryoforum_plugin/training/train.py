@@ -146,7 +146,9 @@ def train(
         model = calibrate(model, prepared, precision, quiet)
         with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
             write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
-        LOG.info("finished: %s", json.dumps(model.calibration["views"]))
+        for views, found in model.calibration["views"].items():
+            LOG.info("validation error with %s views: median %.2f deg, mean %.2f deg",
+                     views, found["validation_median_deg"], found["validation_mean_deg"])  # fmt: skip
         for name in ("metrics.csv", "log.txt"):
             with atomic_file(directory / name, overwrite=True) as temporary:
                 shutil.copyfile(directory / "checkpoint" / name, temporary)

@@ -1,0 +1,122 @@
+"""The contract with RELION: starts the worker, obeys an abort, and leaves exactly one flag in every ending.
+
+The work runs in a process of its own, so that whatever ends it (a signal, the kernel's memory killer, a crash
+in a library) still leaves a flag; RELION waits for ever for a job without one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+SUCCESS, FAILURE, ABORTED = (f"RELION_JOB_EXIT_{word}" for word in ("SUCCESS", "FAILURE", "ABORTED"))
+ABORT_NOW = "RELION_JOB_ABORT_NOW"
+POLL_S = 0.5
+GRACE_S = 10.0  # between asking the worker to stop and killing it; queues grant about 30
+_STOPPING = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
+
+
+class Supervisor:
+    """Runs one worker process for the job in `folder`."""
+
+    def __init__(self, folder: Path, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.folder, self.command, self.environment = folder, list(command), environment
+        self.signal: int | None = None
+
+    def run(self) -> int:
+        """Run the worker to its end; return the exit code and leave the flag that belongs to it."""
+        for name in (SUCCESS, FAILURE, ABORTED):
+            (self.folder / name).unlink(missing_ok=True)
+        self._forget_old_abort()
+        for number in _STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and sh for what it starts with &
+                signal.signal(number, self._remember)
+        worker = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL)
+        aborted = self._wait(worker)
+        flag, code, message = self._verdict(worker.returncode, aborted)
+        if message:
+            print(f"cryoforum: error: {message}", file=sys.stderr, flush=True)
+        (self.folder / flag).touch()
+        return code
+
+    def _forget_old_abort(self) -> None:
+        """Remove an abort that was meant for an earlier run of this job.
+
+        RELION writes note.txt when it submits the job: an abort after that, of a job that still stood in the
+        queue, is obeyed.
+        """
+        abort, note = self.folder / ABORT_NOW, self.folder / "note.txt"
+        if abort.exists() and not (note.exists() and abort.stat().st_mtime > note.stat().st_mtime):
+            abort.unlink()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def _wait(self, worker: subprocess.Popen[bytes]) -> bool:
+        """Wait for the worker, and stop it when asked to; return whether RELION asked for an abort."""
+        aborted, asked_s = False, None
+        while True:
+            try:
+                worker.wait(POLL_S)
+                return aborted
+            except subprocess.TimeoutExpired:
+                aborted = aborted or (self.folder / ABORT_NOW).exists()
+            if asked_s is None and (aborted or self.signal is not None):
+                worker.terminate()
+                asked_s = time.monotonic()
+            elif asked_s is not None and time.monotonic() - asked_s > GRACE_S:
+                worker.kill()
+
+    def _verdict(self, code: int, aborted: bool) -> tuple[str, int, str]:
+        """Flag, exit code and message for the worker's exit code (negative: the signal that ended it)."""
+        if code == 0:  # it may have finished before an abort reached it
+            (self.folder / ABORT_NOW).unlink(missing_ok=True)
+            return SUCCESS, 0, ""
+        if aborted:
+            (self.folder / ABORT_NOW).unlink(missing_ok=True)
+            return ABORTED, 1, "aborted from RELION; Continue goes on from the last checkpoint"
+        if self.signal == signal.SIGINT:
+            return ABORTED, 130, "interrupted"
+        if self.signal is not None or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            name = _STOPPING.get(signal.Signals(self.signal or signal.SIGTERM), "a signal")
+            return FAILURE, 1, (
+                f"stopped by {name} (the time limit of a queue, or someone's kill); Continue goes on from the last "
+                "checkpoint"
+            )  # fmt: skip
+        if code == -signal.SIGKILL:
+            return FAILURE, 1, (
+                "killed by the system, most likely for lack of memory: ask the queue for more, or set "
+                "training.batch_size lower with the parameter 'set'"
+            )  # fmt: skip
+        if code < 0:
+            return (
+                FAILURE,
+                1,
+                f"the program crashed ({signal.Signals(-code).name}); please report it with run.out",
+            )
+        return FAILURE, 1, ""  # the worker has said why
+
+
+def supervise(folder: Path, arguments: Sequence[str]) -> int:
+    """Run the job in `folder` with RELION's `arguments`; return the exit code (0, 1, or 130 on Ctrl-C)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        print(
+            f"cryoforum: error: cannot write into the job folder {folder}; check its owner and permissions, and that "
+            "the disk is not full or read-only",
+            file=sys.stderr,
+        )
+        return 1
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "relion_external.job.worker", *arguments]
+    return Supervisor(folder, command, environment).run()
