@@ -24,50 +24,44 @@ class NodeKind:
     number: int
 
 
+PARTICLES = NodeKind("ParticleGroupMetadata.star.relion.cryoforum", 3)
 HALF_MAP = NodeKind("DensityMap.mrc.relion.halfmap.cryoforum", 10)
 REFERENCE = NodeKind("DensityMap.mrc.relion.cryoforum", 6)
 LOG_FILE = NodeKind("LogFile.pdf.relion.cryoforum", 13)
 
 
-def particles_kind(folder: Path) -> NodeKind:
-    """Particles, named as the RELION that started the job in `folder` names them.
-
-    The version is read from job_pipeline.star, and the first token of the input particles' label is taken
-    over where it has one. Without that file (a plain shell): as RELION 5.
-    """
-    label = _PARTICLES_BY_VERSION[5]
-    tables = _pipeline_tables(folder / "job_pipeline.star")
-    nodes = next((t for t in tables if "rlnPipeLineNodeTypeLabel" in t), None)
-    if nodes is not None:
-        version = 5 if "rlnPipeLineNodeTypeLabelDepth" in nodes else 4
-        inputs = [
-            text.split(".")[0]
-            for text in nodes.strings("rlnPipeLineNodeTypeLabel")
-            if text.split(".")[0] in _PARTICLES_BY_VERSION.values()
-        ]
-        label = inputs[0] if inputs else _PARTICLES_BY_VERSION[version]
-    return NodeKind(f"{label}.star.relion.cryoforum", 3)
-
-
 def write_output_nodes(folder: Path, nodes: Sequence[tuple[str, NodeKind]]) -> None:
-    """Write the nodes file of the job in `folder`; names are relative to it, and written as RELION does.
+    """Write the nodes file of the job in `folder`, for the RELION that started it (its job_pipeline.star).
 
-    Label and number both: 3.1 reads the number, 4 and 5 the label.
+    nodes : names relative to `folder`. RELION 3.1 gets numbers; 4 and 5 get labels and numbers, the particles'
+    label as this version calls them, or as it calls the job's input. Without job_pipeline.star: as RELION 5.
     """
-    columns = {
-        "rlnPipeLineNodeName": [quote(os.path.relpath(folder / name)) for name, _ in nodes],
-        "rlnPipeLineNodeTypeLabel": [kind.label for _, kind in nodes],
-        "rlnPipeLineNodeType": [str(kind.number) for _, kind in nodes],
-    }
+    listed = _listed_nodes(folder / "job_pipeline.star")
+    particles = _particles_token(listed)
+    labels = [kind.label.replace(PARTICLES.label.split(".")[0], particles) for _, kind in nodes]
+    columns = {"rlnPipeLineNodeName": [quote(os.path.relpath(folder / name)) for name, _ in nodes]}
+    if listed is None or "rlnPipeLineNodeTypeLabel" in listed:
+        columns["rlnPipeLineNodeTypeLabel"] = labels
+    columns["rlnPipeLineNodeType"] = [str(kind.number) for _, kind in nodes]
     path = folder / OUTPUT_NODES
     document = StarDocument(path, (), (new_table(path, "output_nodes", columns),))
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(document.text())
 
 
-def _pipeline_tables(path: Path) -> Sequence[Table]:
-    """Tables of RELION's own list, () without it or when it is not readable."""
+def _particles_token(listed: Table | None) -> str:
+    """First token of a particle node's label."""
+    if listed is None or "rlnPipeLineNodeTypeLabel" not in listed:
+        return _PARTICLES_BY_VERSION[5]
+    tokens = [text.split(".")[0] for text in listed.strings("rlnPipeLineNodeTypeLabel")]
+    known = [token for token in tokens if token in _PARTICLES_BY_VERSION.values()]
+    return known[0] if known else _PARTICLES_BY_VERSION[5 if "rlnPipeLineNodeTypeLabelDepth" in listed else 4]
+
+
+def _listed_nodes(path: Path) -> Table | None:
+    """RELION's own list of the job's nodes; None without it or when it is not readable."""
     try:
-        return read_star(path).tables if path.is_file() else ()
+        tables = read_star(path).tables if path.is_file() else ()
     except ParticleFileError:
-        return ()
+        return None
+    return next((table for table in tables if "rlnPipeLineNodeName" in table), None)

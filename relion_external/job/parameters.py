@@ -97,6 +97,14 @@ FREE_PARAMETERS = (
     _option("config", _PATH, "TOML or JSON file of settings; its table [job] holds parameters of this list."),
     _option("set", str, "Any other training settings, as section.key=value separated by spaces.", default=""),
 )  # fmt: skip
+_TRAINING, _PREDICTING = ("train", "pipeline"), ("predict", "pipeline")
+_SELECTING = ("predict", "select", "pipeline")
+_ONLY_FOR = {  # jobs that use a parameter, where not all do
+    "train_particles": ("pipeline",), "model": ("predict",), "in_3dref": ("predict",), "in_mask": _SELECTING,
+    "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "set": _TRAINING, "views": _PREDICTING,
+    "contrast": ("train", "predict", "pipeline"), "min_confidence": _SELECTING, "max_error": _SELECTING,
+    "keep": _SELECTING, "auto": _SELECTING, "reconstruct": _SELECTING,
+}  # fmt: skip
 _COMMAND = click.Command("cryoforum-relion", params=[*HOST_ARGUMENTS, *FREE_PARAMETERS])
 _NAMES = {str(option.name) for option in _COMMAND.params}
 _FLAGS = {str(option.name) for option in FREE_PARAMETERS if option.type is click.BOOL}
@@ -126,6 +134,12 @@ def parse_job(arguments: Sequence[str]) -> Job:
     job = Job(**{field.name: values[field.name] for field in fields(Job) if values[field.name] is not None})
     _check_demands(job)
     return job
+
+
+def unused(job: Job) -> list[str]:
+    """Names of the parameters that were given, but that this type of job does not use."""
+    given = [field.name for field in fields(Job) if getattr(job, field.name) != field.default]
+    return [name for name in given if job.job not in _ONLY_FOR.get(name, JOBS)]
 
 
 _MISSING = {
@@ -186,8 +200,14 @@ def _checked(given: dict[str, str]) -> dict[str, Any]:
 
 def _check_demands(job: Job) -> None:
     """Refuse what the job type cannot do without."""
+    if job.in_mask is not None and not job.in_mask.is_file():
+        raise HostError(f"{HOST['in_mask']}: {job.in_mask} is not there; correct it or leave it empty")
     if job.refine:
         raise HostError("parameter 'refine': this version does not refine predicted poses; remove it")
+    if job.job == "train" and job.train_particles is not None:
+        raise HostError(
+            f"a train job learns from {HOST['in_parts']}: remove parameter 'train_particles', or choose job pipeline"
+        )
     if job.job == "pipeline" and job.train_particles is None:
         raise HostError(
             "a pipeline job learns from one STAR file and predicts another: give the refined particles to learn "

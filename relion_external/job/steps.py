@@ -37,12 +37,12 @@ from cryoforum_plugin.training.train import train
 from relion_external.job.nodes import (
     HALF_MAP,
     LOG_FILE,
+    PARTICLES,
     REFERENCE,
     NodeKind,
-    particles_kind,
     write_output_nodes,
 )
-from relion_external.job.parameters import HOST, Job
+from relion_external.job.parameters import HOST, Job, unused
 
 LOG = logging.getLogger("cryoforum")
 RECORD = "job.json"
@@ -85,6 +85,8 @@ def run_job(job: Job, log: LiveLog) -> None:
     """Do everything `job` asks for and list the outputs for RELION. Raises CryoForumError."""
     work = Workspace(job, log)
     LOG.info("cryoforum %s, job %s in %s", __version__, job.job, job.o)
+    for name in unused(job):
+        LOG.warning("%s is not used by a %s job", HOST.get(name, f"parameter '{name}'"), job.job)
     if job.job == "train":
         train_step(work, job.in_parts)
     else:
@@ -96,7 +98,7 @@ def run_job(job: Job, log: LiveLog) -> None:
             work.path(name).unlink()
             LOG.warning("%s of an earlier run of this job is removed: this run does not make it", name)
     report_step(work)
-    write_output_nodes(job.o, [(name, _kind(work, name)) for name in work.made])
+    write_output_nodes(job.o, [(name, _kind(name)) for name in work.made])
 
 
 def _predicted(work: Workspace) -> Path:
@@ -311,10 +313,10 @@ def report_step(work: Workspace) -> None:
     work.made.append("logfile.pdf")
 
 
-def _kind(work: Workspace, name: str) -> NodeKind:
+def _kind(name: str) -> NodeKind:
     """Kind of an output, by its name."""
     if name.endswith(".star"):
-        return particles_kind(work.job.o)
+        return PARTICLES
     return {"logfile.pdf": LOG_FILE, "model/reference.mrc": REFERENCE}.get(name, HALF_MAP)
 
 

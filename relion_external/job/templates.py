@@ -51,7 +51,7 @@ def write_templates(
     """
     if not project.is_dir():
         raise HostError(f"{project} is not a folder; give the folder of a RELION project")
-    executable = executable or _own_path()
+    executable = executable or own_path()
     files = {project / FOLDER / name / "job.star": name for name in _PARAMETERS}
     if fill_gui is not None:
         files[project / GUI_FILE] = fill_gui
@@ -75,7 +75,7 @@ def template(path: Path, job: str, executable: str) -> StarDocument:
     return StarDocument(path, head, (new_table(path, "joboptions_values", columns),))
 
 
-def _own_path() -> str:
+def own_path() -> str:
     """Full path of the console script beside this Python, else the one on PATH, else its name."""
     beside = Path(sys.executable).parent / "cryoforum-relion"
     return str(beside) if beside.exists() else shutil.which("cryoforum-relion") or "cryoforum-relion"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,11 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
             self.log.line(record.getMessage())
+
+
+class _InGuiWords(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return in_gui_words(super().format(record))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +63,18 @@ _MEMORY = (
 )
 
 
+_GUI_WORDS = {
+    "--auto": "parameter auto",
+    "--no-ctf": "parameter set: images.ctf=none",
+    "--invert-contrast": "parameter contrast: invert",
+    "--ignore-contrast": "parameter contrast: ignore",
+    "--validation-fraction": "training.validation_fraction",
+    "--diameter": "images.diameter_A in the parameter set",
+    "--overwrite": "a new job",
+    "--resume": "RELION's Continue",
+}
+
+
 def _work(job: Job) -> None:
     os.environ["OMP_NUM_THREADS"] = str(job.j)  # before torch is imported
     log = LiveLog(sys.stdout)
@@ -74,7 +92,7 @@ def _open_logs(job: Job, log: LiveLog) -> None:
     """Messages go to run.out, warnings to run.err, everything to log.txt."""
     warnings = logging.StreamHandler(sys.stderr)
     warnings.setLevel(logging.WARNING)
-    warnings.setFormatter(logging.Formatter("cryoforum: %(levelname)s: %(message)s"))
+    warnings.setFormatter(_InGuiWords("cryoforum: warning: %(message)s"))
     warnings.addFilter(lambda record: not getattr(record, "quiet", False))
     file = logging.FileHandler(job.o / "log.txt")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -83,8 +101,16 @@ def _open_logs(job: Job, log: LiveLog) -> None:
     LOG.setLevel(logging.INFO)
 
 
+def in_gui_words(message: str) -> str:
+    """Replace options of the `cryoforum` command by what does the same in RELION's GUI."""
+    for option, words in _GUI_WORDS.items():
+        message = re.sub(rf"{option}\b", words, message)
+    return message
+
+
 def _failed(message: str) -> int:
-    print(f"cryoforum: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    text = in_gui_words(" ".join(message.split()))
+    print(f"cryoforum: error: {text}", file=sys.stderr, flush=True)
     return 1
 
 

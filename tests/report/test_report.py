@@ -29,7 +29,9 @@ def run_folder(write_star, predicted_columns, project: Path) -> Path:
     (model / "config.json").write_text(json.dumps({"settings": {"training": {"epochs": 2}, "note": "<b>&"}}))
     (model / "metrics.csv").write_text(METRICS)
     (model / "calibration.json").write_text(json.dumps({"scale": 1.25, "training_percentiles": [0.5] * 101}))
-    (model / "log.txt").write_text("start\nWARNING: dark particles\n")
+    (model / "log.txt").write_text(
+        "2026-01-01 10:00:00,000 INFO start\n2026-01-01 10:00:01,000 WARNING dark particles\n"
+    )
     write_star("predicted.star", predicted_columns)
     write_star("selected.star", {key: values[:8] for key, values in predicted_columns.items()})
     (project / "job.star").write_text("data_job\n\n_rlnJobType 99\n")
@@ -52,10 +54,10 @@ def test_the_page_holds_everything_and_loads_nothing(run_folder: Path) -> None:
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     assert "://" not in page
     for words in (
-        "WARNING: dark particles",
+        "dark particles",
         "8.500 deg (epoch 2)",
-        "24.00 Å",
-        "19.20 Å",
+        "19.77 Å",
+        "16.39 Å",
         "(101 values)",
         "1.25",
     ):
@@ -130,7 +132,7 @@ def test_nested_settings_are_flattened() -> None:
 
 @pytest.mark.parametrize(
     ("fsc", "text"),
-    [([1.0, 0.9, 0.1], "10.00 Å"), ([1.0, 0.9, 0.8], "5.00 Å (last shell"), ([0.1, 0.9, 0.1], "none")],
+    [([1.0, 0.9, 0.1], "5.14 Å"), ([1.0, 0.9, 0.8], "5.00 Å (last shell"), ([0.1, 0.9, 0.1], "none")],
 )
 def test_resolution_in_words(fsc: list[float], text: str) -> None:
     assert resolution_text(np.array([20.0, 10.0, 5.0]), np.array(fsc)).startswith(text)
