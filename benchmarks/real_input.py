@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,45 +19,15 @@ from typing import Any
 import numpy as np
 import starfile
 from common import MAP, RESULTS, SHARED, command_line, machine, run, write_results
+from relion_common import MADE_PIXEL_SIZE_A, project, split
 
 REAL = SHARED / "real"
 
 
 def relion_particles(folder: Path, count: int) -> None:
     """Let `relion_project` make folder/relion.star, two thirds of it train.star, the rest test.star."""
-    run(
-        folder,
-        "simulate",
-        MAP.resolve(),
-        "-o",
-        "poses",
-        "--count",
-        count,
-        "--snr",
-        "inf",
-        "--split",
-        0.67,
-        0.33,
-    )
-    noise = 10**0.5 * _signal_sd(folder / "poses" / "particles.mrcs")
-    command = ["relion_project", "--i", str(MAP.resolve()), "--o", "relion", "--ang", "poses/particles.star", "--ctf",
-               "--add_noise", "--white_noise", f"{noise:.6g}", "--angpix", "3"]  # fmt: skip
-    print("$", shlex.join(command), flush=True)
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    made = starfile.read(folder / "relion.star", always_dict=True)
-    position = made["particles"]["rlnImageName"].str.split("@").str[0].astype(int)
-    for name in ("train", "test"):
-        rows = starfile.read(folder / "poses" / f"{name}.star")["particles"]["rlnImageName"]
-        wanted = rows.str.split("@").str[0].astype(int)
-        part = made["particles"][position.isin(wanted)]
-        starfile.write({"optics": made["optics"], "particles": part}, folder / f"{name}.star")
-
-
-def _signal_sd(stack: Path) -> float:
-    import mrcfile
-
-    with mrcfile.mmap(stack) as file:
-        return float(np.sqrt(file.data[:500].var(axis=(1, 2)).mean()))
+    made = project(folder, MAP, MADE_PIXEL_SIZE_A, "--count", count, "--split", 0.67, 0.33)
+    split(folder, made, {"train": "train.star", "test": "test.star"})
 
 
 def chain(folder: Path, train: Path, test: Path, data_root: Path, options: list[object]) -> dict[str, Any]:

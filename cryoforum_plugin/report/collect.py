@@ -46,11 +46,7 @@ def collect_run(directory: Path) -> Run:
     job = _read_json(directory / "job.json")
     run = Run(
         directory=directory,
-        job=[
-            row
-            for row in flatten(job)
-            if not row[0].startswith(("tables", "outputs")) and ".identity" not in row[0]
-        ],
+        job=_readable(job),
         settings=_read_json_rows(model / "config.json"),
         metrics=read_metrics(model / "metrics.csv"),
         calibration=_read_json_rows(model / "calibration.json"),
@@ -63,6 +59,13 @@ def collect_run(directory: Path) -> Run:
             f"{directory}: nothing to report: no config.json, metrics.csv, predicted .star or .cs, or fsc.csv"
         )
     return run
+
+
+def _readable(job: dict[str, Any]) -> Rows:
+    """Rows of job.json without what serves the program: file lists, checksums."""
+    shown = {name: part for name, part in job.items() if name not in ("tables", "outputs")}
+    internal = ("identity", "finished")
+    return [(name, value) for name, value in flatten(shown) if not set(name.split(".")) & set(internal)]
 
 
 def flatten(value: Any, prefix: str = "") -> Rows:

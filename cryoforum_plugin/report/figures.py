@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.particles import FloatArray
@@ -61,6 +61,8 @@ def training_curves(metrics: Mapping[str, FloatArray]) -> Figure:
             marker = "o" if np.isfinite(values).sum() == 1 else None
             axes.plot(epoch, values, style, color=colour, label=label, marker=marker)
             axes.legend(frameon=False)
+    for axes in (loss, error):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain(loss, "epoch", "loss of single images", "Loss")
     _plain(error, "epoch", "angular error (deg)", "Validation error")
     if error.lines:

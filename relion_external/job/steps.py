@@ -114,7 +114,7 @@ def _select_and_reconstruct(work: Workspace, predicted: Path) -> None:
     criteria = Criteria(job.min_confidence, job.max_error, job.keep, auto=job.auto)
     if job.job == "pipeline" and not criteria.any():
         criteria = Criteria(auto=True)
-    particles = _read(work, predicted)
+    particles = _read(work, predicted) if job.job == "select" else read_particles(predicted)
     sets = {"all": particles}
     if criteria.any():
         selection = select_step(work, particles, criteria)
