@@ -200,8 +200,6 @@ def _checked(given: dict[str, str]) -> dict[str, Any]:
 
 def _check_demands(job: Job) -> None:
     """Refuse what the job type cannot do without."""
-    if job.in_mask is not None and not job.in_mask.is_file():
-        raise HostError(f"{HOST['in_mask']}: {job.in_mask} is not there; correct it or leave it empty")
     if job.refine:
         raise HostError("parameter 'refine': this version does not refine predicted poses; remove it")
     if job.job == "train" and job.train_particles is not None:

@@ -87,6 +87,8 @@ def run_job(job: Job, log: LiveLog) -> None:
     LOG.info("cryoforum %s, job %s in %s", __version__, job.job, job.o)
     for name in unused(job):
         LOG.warning("%s is not used by a %s job", HOST.get(name, f"parameter '{name}'"), job.job)
+    if job.in_mask is not None and not job.in_mask.is_file():
+        raise HostError(f"{HOST['in_mask']}: {job.in_mask} is not there; correct it or leave it empty")
     if job.job == "train":
         train_step(work, job.in_parts)
     else:

@@ -93,7 +93,6 @@ def test_values_of_yes_and_no() -> None:
         ("--job train --in_mics mics.star", "works on particles"),
         ("--job train --refine yes", "does not refine"),
         ("--job train --train_particles x.star", "'train_particles'"),
-        ("--job select --auto --in_mask absent.mrc", "'Input 3D mask' on the Input tab: absent.mrc is not there"),
         ("", "no parameter 'job'"),
     ],
 )  # fmt: skip
@@ -215,6 +214,10 @@ def test_ctrl_c_and_bad_input_from_a_shell(tmp_path: Path) -> None:
         == "cryoforum: error: cannot read absent.star: No such file or directory; check the name and the project folder\n"
     )
     assert flags(tmp_path / "External/job001") == {"FAILURE"}
+    process = start_job(
+        tmp_path, "--in_parts", "p.star", "--job", "select", "--auto", "--in_mask", "absent.mrc"
+    )
+    assert "'Input 3D mask' on the Input tab: absent.mrc is not there" in process.communicate(timeout=60)[1]
     process = start_job(tmp_path, "--in_parts", "absent.star", "--job", "train")
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
