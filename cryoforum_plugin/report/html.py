@@ -101,7 +101,10 @@ def panels_of(run: Run) -> Iterator[Panel]:
     yield from _table_panels(run)
     if run.fsc:
         yield Panel(
-            "Resolution", "Half maps against each other, within a soft sphere.", figures.fsc_curves(run.fsc)
+            "Resolution",
+            "Half maps against each other, within a soft sphere or the given mask. Poses that one network predicted "
+            "for both halves are not independent: for a gold-standard resolution refine the halves from them.",
+            figures.fsc_curves(run.fsc),
         )
 
 

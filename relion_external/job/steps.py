@@ -214,6 +214,7 @@ def predict_step(work: Workspace, model_folder: Path) -> Path:
         options = PredictOptions(job.views, contrast=job.contrast)
         prediction = predict_particles(model, particles, device, choose_precision("auto", device), options)
         write_particles(particles, output, prediction, overwrite=True)
+        _warn_of_one_half(particles, output.name)
         figures = {"particles": len(particles), "symmetry": model.settings.symmetry}
         work.note("predict", {"input": str(job.in_parts), **figures, "finished": True, "identity": identity})
     work.made.append(output.name)
@@ -251,6 +252,14 @@ def select_step(work: Workspace, particles: ParticleSet, criteria: Criteria) -> 
         LOG.info("selecting: %s: %d kept, %d rejected", name, counts["kept"], counts["rejected"])
     work.note("select", selection.figures())
     return selection
+
+
+def _warn_of_one_half(particles: ParticleSet, name: str) -> None:
+    halves = set(particles.half_set.tolist())
+    if len(halves) == 1 and 0 not in halves:
+        LOG.warning(
+            "%s holds particles of half set %d only: RELION cannot refine it by itself", name, *halves
+        )
 
 
 def reconstruct_step(work: Workspace, sets: dict[str, ParticleSet], predicted: Path) -> None:

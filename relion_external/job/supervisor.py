@@ -119,4 +119,8 @@ def supervise(folder: Path, arguments: Sequence[str]) -> int:
         return 1
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "relion_external.job.worker", *arguments]
-    return Supervisor(folder, command, environment).run()
+    try:
+        return Supervisor(folder, command, environment).run()
+    except OSError as error:
+        print(f"cryoforum: error: {folder}: {error.strerror or error}", file=sys.stderr)
+        return 1

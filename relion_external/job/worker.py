@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job; return 0, or 1 after one plain line on stderr."""
     _end_with_parent()
     signal.signal(signal.SIGTERM, _stop)
+    LOG.addHandler(logging.NullHandler())  # no traceback on stderr
     try:
         job = parse_job(sys.argv[1:] if arguments is None else arguments)
         _work(job)
@@ -99,6 +100,9 @@ def _open_logs(job: Job, log: LiveLog) -> None:
     for handler in (_LogLines(log), warnings, file):
         LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
+    logging.captureWarnings(True)  # of libraries: for us, not for users
+    logging.getLogger("py.warnings").addHandler(file)
+    logging.getLogger("py.warnings").propagate = False
 
 
 def in_gui_words(message: str) -> str:

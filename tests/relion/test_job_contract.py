@@ -10,15 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import starfile
 from chain import TINY, simulate
 from click.testing import CliRunner
+from conftest import build_particles
 
 from cryoforum_plugin.errors import HostError
 from relion_external.job import cli, supervisor
 from relion_external.job.nodes import HALF_MAP, LOG_FILE, PARTICLES, REFERENCE, write_output_nodes
 from relion_external.job.parameters import FREE_PARAMETERS, Job, job_folder, parse_job, unused
+from relion_external.job.steps import _warn_of_one_half
 from relion_external.job.supervisor import Supervisor, supervise
 from relion_external.job.templates import write_templates
 from relion_external.job.worker import in_gui_words
@@ -367,3 +370,24 @@ def test_help_imports_nothing_heavy() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"
     )
+
+
+def test_out_of_memory_is_recognised(tmp_path: Path) -> None:
+    code = (
+        "import torch, sys; from relion_external.job import worker; worker.parse_job = lambda a: None\n"
+        "def work(job): torch.empty(2**48)\n"
+        "worker._work = work; sys.exit(worker.main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("cryoforum: error: out of memory;")
+
+
+def test_a_table_with_one_half_set_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    particles = build_particles(4)
+    _warn_of_one_half(particles, "a.star")
+    _warn_of_one_half(particles[[0, 2]], "b.star")
+    _warn_of_one_half(build_particles(2, half_set=np.zeros(2, dtype=np.int64)), "c.star")
+    assert [record.getMessage()[:6] for record in caplog.records] == ["b.star"]
