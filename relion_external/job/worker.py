@@ -47,15 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work(job)
     except CryoForumError as error:
         return _failed(str(error))
-    except MemoryError:
-        return _failed(_MEMORY)
     except Exception as error:
         LOG.exception("unexpected error", extra={"quiet": True})
-        text = f"unexpected {type(error).__name__}: {error}"
-        return _failed(
-            _MEMORY if type(error).__name__ == "OutOfMemoryError" else f"{text} (details in log.txt)"
-        )
+        if _out_of_memory(error):
+            return _failed(_MEMORY)
+        return _failed(f"unexpected {type(error).__name__}: {error} (details in log.txt)")
     return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether Python, a GPU (`torch.OutOfMemoryError`) or torch's CPU allocator ran out of memory."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 _MEMORY = (
