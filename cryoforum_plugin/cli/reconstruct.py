@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--mask-diameter", type=float, default=None, help="Soft sphere for the FSC, in Å [default: the box]."
 )
+@click.option("--mask", type=INPUT_FILE, default=None, help="Mask for the FSC, in place of a sphere.")
 @data_root_option
 @device_option
 @json_option
@@ -49,6 +50,7 @@ def command(
     weighted: bool,
     no_normalise: bool,
     mask_diameter: float | None,
+    mask: Path | None,
     data_root: Path | None,
     device: str,
     json_file: Path | None,
@@ -63,10 +65,14 @@ def command(
     from cryoforum_plugin.progress import progress
     from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings, reconstruct
     from cryoforum_plugin.reconstruction.write import OUTPUTS, write_reconstruction
+    from cryoforum_plugin.simulation.volume import read_map
 
     check_directory(output, OUTPUTS, overwrite)
     if json_file is not None:
         check_file(json_file, overwrite)
+    if mask is not None and mask_diameter is not None:
+        raise click.UsageError("give --mask or --mask-diameter, not both")
+    volume = None if mask is None else read_map(mask)[0]
     settings = ReconstructionSettings(
         symmetry=symmetry,
         box_px=box,
@@ -78,7 +84,12 @@ def command(
     table = read_particles(particles, data_root)
     with progress("reconstruct", len(table), quiet) as advance:
         result = reconstruct(
-            table, StackReader(table.stacks), settings, choose_device(device), lambda n: advance(n, "")
+            table,
+            StackReader(table.stacks),
+            settings,
+            choose_device(device),
+            lambda n: advance(n, ""),
+            volume,
         )
     for note in result.notes:
         click.echo(f"cryoforum: {note}", err=True)

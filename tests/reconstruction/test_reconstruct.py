@@ -161,6 +161,17 @@ def test_without_half_sets_particles_alternate_and_copies_stay_together() -> Non
     assert "split alternately" in note
 
 
+def test_a_mask_takes_the_place_of_the_sphere() -> None:
+    data = make(200, snr=0.05)
+    around = (VOLUME > 0.1 * VOLUME.max()).float()
+    result = reconstruct(*data, mask=around)
+    expected = fourier_shell_correlation(result.half1 * around, result.half2 * around)
+    torch.testing.assert_close(result.fsc, expected)
+    assert not torch.allclose(result.fsc, reconstruct(*data).fsc, atol=1e-3)
+    with pytest.raises(SettingsError, match="the mask has 16 voxels a side, the map 32"):
+        reconstruct(*data, mask=torch.ones(16, 16, 16))
+
+
 def test_refusals_name_the_cause(clean: tuple[ParticleSet, Memory]) -> None:
     particles, reader = clean
     one = replace(particles, half_set=np.ones(len(particles), dtype=np.int64))
@@ -223,6 +234,10 @@ def test_command_writes_maps_curve_and_figures(folder: Path) -> None:
     assert again.exit_code == 1
     assert "exists already" in again.stderr
     assert CliRunner().invoke(main, [*arguments, "--overwrite"]).exit_code == 0
+    masked = CliRunner().invoke(main, [*arguments, "--overwrite", "--mask", "rec/map.mrc"])
+    assert masked.exit_code == 0
+    assert masked.stdout != result.stdout
+    assert CliRunner().invoke(main, [*arguments, "--mask", "m", "--mask-diameter", "9"]).exit_code == 2
 
 
 def test_command_takes_a_smaller_box_and_tells_of_missing_half_sets(folder: Path) -> None:
