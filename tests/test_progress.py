@@ -12,7 +12,7 @@ from cryoforum_plugin.progress import LiveLog, progress, show_progress_in
 
 def shown(text: str) -> list[str]:
     """Lines as RELION's GUI shows them: what follows the last carriage return."""
-    return [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
+    return [line.rpartition("\r")[2].rstrip() for line in text.rstrip("\n").split("\n")]
 
 
 def test_renewed_lines_leave_whole_lines_behind() -> None:

@@ -67,11 +67,11 @@ def command(
     from cryoforum_plugin.reconstruction.write import OUTPUTS, write_reconstruction
     from cryoforum_plugin.simulation.volume import read_map
 
+    if mask is not None and mask_diameter is not None:
+        raise click.UsageError("give --mask or --mask-diameter, not both")
     check_directory(output, OUTPUTS, overwrite)
     if json_file is not None:
         check_file(json_file, overwrite)
-    if mask is not None and mask_diameter is not None:
-        raise click.UsageError("give --mask or --mask-diameter, not both")
     volume = None if mask is None else read_map(mask)[0]
     settings = ReconstructionSettings(
         symmetry=symmetry,

@@ -253,7 +253,7 @@ def test_a_whole_pipeline_without_relion(tmp_path: Path) -> None:
     assert (folder / "report.html").exists()
     record = json.loads((folder / "job.json").read_text())
     assert record["select"]["counts"]["all"] == {"kept": 38, "rejected": 37}
-    shown = [line.rpartition("\r")[2] for line in out.splitlines()]  # as RELION's GUI shows it
+    shown = [line.rpartition("\r")[2] for line in out.split("\n")]  # as RELION's GUI shows it
     assert any(line.startswith("epoch 2/2: train loss") for line in shown)
     assert any(line.startswith("predicting: 75/75") for line in shown)
     assert {path.name for path in (folder / "fsc").iterdir()} == {"all", "selected", "rejected"}
