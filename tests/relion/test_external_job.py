@@ -95,7 +95,7 @@ def test_relions_select_and_ours_keep_the_same_particles(relion_run: Run) -> Non
 
 def test_refine3d_starts_from_our_poses_with_local_searches(relion_run: Run) -> None:
     project, predicted = relion_run.project, f"{relion_run.predict}predicted.star"
-    half = project.job(EXTERNAL, project.external(predicted, job="select", keep=0.5))
+    half = project.job(EXTERNAL, project.external(predicted, job="select", keep=0.3))
     name = project.job(
         REFINE,
         {"fn_img": f"{half}selected.star", "fn_ref": "ref.mrc", "ref_correct_greyscale": "Yes", "ini_high": 30, "sym_name": "C1",
