@@ -102,10 +102,10 @@ def _texts(
     state = {"done": 0, "last": start}
     last_note = [""]
 
-    def text() -> str:
+    def text(running: bool = True) -> str:
         elapsed_s = time.monotonic() - start
         left_s = elapsed_s / max(state["done"], 1) * (total - state["done"])
-        left = "" if state["done"] >= total else f", about {left_s:.0f} s left"
+        left = f", about {left_s:.0f} s left" if running and state["done"] < total else ""
         return f"{title}: {state['done']}/{total}, {elapsed_s:.0f} s{left}{last_note[0]}"
 
     def advance(steps: int, note: str = "") -> None:
@@ -116,4 +116,4 @@ def _texts(
             show(text())
 
     yield advance
-    finish(text())
+    finish(text(running=False))

@@ -226,24 +226,32 @@ def assemble(
     network: NetworkSettings | None = None,
     config: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    assignments: Iterable[str] = (),
+    assignments: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings of a preset, then those of another model's network, a config, options, and "section.key=value".
+    """Settings of a preset, then those of another model's network, a config, options, and assignments.
 
-    options : {"section.key": value}, None for what was not given. Raises SettingsError.
+    All are {"section.key": value}; options may be None where not given. A config's preset counts where
+    `preset_name` is the default. Raises SettingsError.
     """
-    settings = preset(preset_name)
+    config = dict(config or {})
+    named = str(config.pop("preset", preset_name))
+    settings = preset(named if preset_name == "default" else preset_name)
     if network is not None:
         settings = replace(settings, network=network)
-    settings = with_values(settings, {k: v for k, v in (config or {}).items() if k != "preset"})
+    settings = with_values(settings, config)
     settings = with_values(settings, {k: v for k, v in (options or {}).items() if v is not None})
+    return with_values(settings, dict(assignments or {}))
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
+    """{"section.key": value} from "section.key=value". Raises SettingsError for another form."""
     pairs = {}
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
+    for text in texts:
+        key, separator, value = text.partition("=")
         if not separator:
-            raise SettingsError(f"setting {assignment!r} is not of the form SECTION.KEY=VALUE")
+            raise SettingsError(f"setting {text!r} is not of the form SECTION.KEY=VALUE")
         pairs[key.strip()] = value.strip()
-    return with_values(settings, pairs)
+    return pairs
 
 
 def read_config(path: Path) -> dict[str, Any]:

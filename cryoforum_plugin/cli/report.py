@@ -28,5 +28,5 @@ def command(directory: Path, output: Path, overwrite: bool, quiet: bool) -> None
     check_output(output, overwrite)
     from cryoforum_plugin.report import write_report
 
-    write_report(directory, output, overwrite)
+    write_report(directory, output, overwrite=overwrite)
     click.echo(f"written: {output}")

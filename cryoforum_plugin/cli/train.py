@@ -137,11 +137,13 @@ def _network_of(model_dir: Path) -> Any:
 
 def _settings(options: dict[str, Any]) -> Any:
     """Settings from preset, then config file, then options, then --set."""
-    from cryoforum_plugin.settings import assemble, read_config
+    from cryoforum_plugin.errors import SettingsError
+    from cryoforum_plugin.settings import assemble, parse_assignments, read_config
 
-    malformed = [text for text in options["assignments"] if "=" not in text]
-    if malformed:
-        raise click.UsageError(f"--set needs SECTION.KEY=VALUE, got {malformed[0]!r}")
+    try:
+        assignments = parse_assignments(options["assignments"])
+    except SettingsError as error:
+        raise click.UsageError(f"--set: {error}") from error
     return assemble(
         options["preset"],
         network=None if options["init_from"] is None else _network_of(options["init_from"]),
@@ -157,5 +159,5 @@ def _settings(options: dict[str, Any]) -> Any:
             "training.validation_fraction": options["validation_fraction"],
             "training.seed": options["seed"],
         },
-        assignments=options["assignments"],
+        assignments=assignments,
     )

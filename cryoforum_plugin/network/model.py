@@ -89,6 +89,8 @@ def load_model(directory: Path, device: torch.device) -> Model:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = int(content["format_version"])
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}; check its owner and permissions") from error
     except Exception as error:
         raise ModelError(
             f"{path} is damaged ({type(error).__name__}); copy it again or train again"

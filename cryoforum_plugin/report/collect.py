@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ class Run:
     warnings: list[str]
 
 
-def collect_run(directory: Path) -> Run:
+def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None) -> Run:
     """Read what `directory` holds; the model may lie in it or in its `model` folder.
 
+    tables : the predicted particles, by name, where they need not be read again.
     Raises ModelError when it is no folder or holds nothing that a report could show.
     """
     if not directory.is_dir():
@@ -50,9 +52,9 @@ def collect_run(directory: Path) -> Run:
         settings=_read_json_rows(model / "config.json"),
         metrics=read_metrics(model / "metrics.csv"),
         calibration=_read_json_rows(model / "calibration.json"),
-        tables=_read_tables(directory, [Path(path) for path in job.get("tables", {}).values()]),
-        fsc={path.parent.name: read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
-        warnings=_read_warnings(dict.fromkeys([directory / "log.txt", model / "log.txt"])),
+        tables=_read_tables(directory, job.get("tables", {})) if tables is None else dict(tables),
+        fsc={_fsc_name(path, directory): read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
+        warnings=_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
     )
     if not (run.settings or run.metrics or run.tables or run.fsc):
         raise ModelError(
@@ -64,7 +66,7 @@ def collect_run(directory: Path) -> Run:
 def _readable(job: dict[str, Any]) -> Rows:
     """Rows of job.json without what serves the program: file lists, checksums."""
     shown = {name: part for name, part in job.items() if name not in ("tables", "outputs")}
-    internal = ("identity", "finished")
+    internal = ("identity", "finished", "warnings")
     return [(name, value) for name, value in flatten(shown) if not set(name.split(".")) & set(internal)]
 
 
@@ -121,23 +123,37 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tables(directory: Path, more: list[Path]) -> dict[str, ParticleSet]:
-    """Tables in the folder itself, and `more` that a job worked on, that hold predictions; others are passed over."""
+def _fsc_name(path: Path, directory: Path) -> str:
+    name = path.parent.relative_to(directory).as_posix().removeprefix("fsc/")
+    return "all" if name == "." else name
+
+
+def _read_tables(directory: Path, more: Mapping[str, str]) -> dict[str, ParticleSet]:
+    """Tables with predictions in the folder itself, by file name, and `more` that a job worked on, by its part."""
     from cryoforum_plugin.formats import read_particles
 
-    tables: dict[str, ParticleSet] = {}
     own = sorted([*directory.glob("*.star"), *directory.glob("*.cs")])
-    for path in dict.fromkeys([*own, *more]):
+    paths = {path.name: path for path in own}
+    known = {path.resolve() for path in own}
+    paths |= {part: Path(path) for part, path in more.items() if Path(path).resolve() not in known}
+    tables: dict[str, ParticleSet] = {}
+    for name, path in paths.items():
         try:
             particles = read_particles(path)
         except CryoForumError:
             continue
         if particles.prediction is not None and len(particles):
-            tables.setdefault(path.name, particles)
+            tables[name] = particles
     return tables
 
 
-def _read_warnings(paths: dict[Path, None]) -> list[str]:
-    """Each warning once, without its time, in order."""
-    lines = [line.strip() for path in paths if path.exists() for line in path.read_text().splitlines()]
+def _read_warnings(job: dict[str, Any], logs: dict[Path, None]) -> list[str]:
+    """Each warning once, without its time, in order: those of a job's steps, or those in the log files.
+
+    A job's own log also holds the warnings of its earlier runs.
+    """
+    if job:
+        steps = [step for step in job.values() if isinstance(step, dict)]
+        return list(dict.fromkeys(text for step in steps for text in step.get("warnings", [])))
+    lines = [line.strip() for path in logs if path.exists() for line in path.read_text().splitlines()]
     return list(dict.fromkeys(line.partition(" WARNING ")[2] for line in lines if " WARNING " in line))

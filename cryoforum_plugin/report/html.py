@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file
-from cryoforum_plugin.particles import FloatArray
+from cryoforum_plugin.particles import FloatArray, ParticleSet
 from cryoforum_plugin.report import figures
 from cryoforum_plugin.report.collect import Rows, Run, collect_run
 
@@ -31,17 +31,24 @@ class Panel(NamedTuple):
     figure: Figure
 
 
-def write_report(directory: Path, output: Path, overwrite: bool = True) -> None:
-    """Write the report of a model directory or run folder to `output`: PDF for .pdf, else HTML.
+def write_report(
+    directory: Path,
+    *outputs: Path,
+    overwrite: bool = True,
+    tables: Mapping[str, ParticleSet] | None = None,
+) -> None:
+    """Write the report of a model directory or run folder to each of `outputs`: PDF for .pdf, else HTML.
 
-    Raises ModelError when there is nothing to show, OutputError when `output` cannot be written.
+    tables : see `collect_run`. Raises ModelError when there is nothing to show, OutputError when an output
+    cannot be written.
     """
-    run = collect_run(directory)
-    with atomic_file(output, overwrite) as temporary:
-        if output.suffix.lower() == ".pdf":
-            _write_pdf(run, temporary)
-        else:
-            temporary.write_text(render_html(run), encoding="utf-8")
+    run = collect_run(directory, tables)
+    for output in outputs:
+        with atomic_file(output, overwrite) as temporary:
+            if output.suffix.lower() == ".pdf":
+                _write_pdf(run, temporary)
+            else:
+                temporary.write_text(render_html(run), encoding="utf-8")
 
 
 def render_html(run: Run) -> str:

@@ -15,25 +15,17 @@ _OWN = ("install-template", "-h", "--help", "--version")
 
 def main() -> None:
     """Run a job with RELION's arguments, or one of the commands for people."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in _OWN:
-        _commands().main(arguments or ["--help"], prog_name="cryoforum-relion")
-    sys.exit(_run(arguments))
-
-
-def _run(arguments: list[str]) -> int:
-    from relion_external.job.parameters import job_folder
+    from relion_external.job.command_line import job_folder
     from relion_external.job.supervisor import supervise
 
-    try:
-        folder = job_folder(arguments)
-    except CryoForumError as error:
-        click.echo(f"cryoforum: error: {error}", err=True)
-        return 1
-    if folder is None:
-        click.echo("cryoforum-relion: no job folder (--o); see cryoforum-relion --help", err=True)
-        return 2
-    return supervise(folder, arguments)
+    arguments = sys.argv[1:]
+    folder = job_folder(arguments)
+    if folder is not None:
+        sys.exit(supervise(folder, arguments))
+    if not arguments or arguments[0] in _OWN:
+        _commands().main(arguments or ["--help"], prog_name="cryoforum-relion")
+    click.echo("cryoforum-relion: no job folder (--o); see cryoforum-relion --help", err=True)
+    sys.exit(2)
 
 
 def _commands() -> click.RichGroup:
@@ -61,7 +53,7 @@ def _commands() -> click.RichGroup:
     type=click.Choice(["train", "predict", "select", "pipeline"]),
     help="Also fill RELION's External tab with this job, in place of what was last typed there.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace templates that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace templates that are there; else they are kept.")
 def install_template(project: Path, executable: str | None, fill_gui: str | None, overwrite: bool) -> None:
     """Write ready job.star files, one a job type, into the RELION PROJECT."""
     from relion_external.job.templates import write_templates
@@ -71,9 +63,10 @@ def install_template(project: Path, executable: str | None, fill_gui: str | None
     except CryoForumError as error:
         click.echo(f"cryoforum: error: {error}", err=True)
         sys.exit(1)
-    for path in paths:
-        click.echo(f"written: {path}")
-    click.echo(f"in the project folder: relion_pipeliner --addJobFromStar {paths[0].relative_to(project)}")
+    for path, written in paths.items():
+        click.echo(f"{'written' if written else 'kept'}: {path}")
+    first = next(iter(paths)).relative_to(project)
+    click.echo(f"edit a template, then in the project folder: relion_pipeliner --addJobFromStar {first}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def write_output_nodes(folder: Path, nodes: Sequence[tuple[str, NodeKind]]) -> N
     listed = _listed_nodes(folder / "job_pipeline.star")
     particles = _particles_token(listed)
     labels = [kind.label.replace(PARTICLES.label.split(".")[0], particles) for _, kind in nodes]
-    columns = {"rlnPipeLineNodeName": [quote(os.path.relpath(folder / name)) for name, _ in nodes]}
+    columns = {"rlnPipeLineNodeName": [quote(os.path.join(_in_project(folder), name)) for name, _ in nodes]}
     if listed is None or "rlnPipeLineNodeTypeLabel" in listed:
         columns["rlnPipeLineNodeTypeLabel"] = labels
     columns["rlnPipeLineNodeType"] = [str(kind.number) for _, kind in nodes]
@@ -47,6 +47,13 @@ def write_output_nodes(folder: Path, nodes: Sequence[tuple[str, NodeKind]]) -> N
     document = StarDocument(path, (), (new_table(path, "output_nodes", columns),))
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(document.text())
+
+
+def _in_project(folder: Path) -> str:
+    """Path of the job folder as RELION writes it: from the project folder, which is the current one."""
+    if folder.is_absolute():
+        return os.path.relpath(folder.resolve(), Path.cwd().resolve())
+    return os.path.normpath(folder)
 
 
 def _particles_token(listed: Table | None) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +20,9 @@ SUCCESS, FAILURE, ABORTED = (f"RELION_JOB_EXIT_{word}" for word in ("SUCCESS", "
 ABORT_NOW = "RELION_JOB_ABORT_NOW"
 POLL_S = 0.5
 GRACE_S = 10.0  # between asking the worker to stop and killing it; queues grant about 30
-_STOPPING = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
+_STOPPING = [  # what people and queues send; the last four as warnings before a time limit
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGQUIT,
+]  # fmt: skip
 
 
 class Supervisor:
@@ -31,19 +34,39 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the worker to its end; return the exit code and leave the flag that belongs to it."""
-        for name in (SUCCESS, FAILURE, ABORTED):
-            (self.folder / name).unlink(missing_ok=True)
-        self._forget_old_abort()
-        for number in _STOPPING:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and sh for what it starts with &
+        before = {number: signal.getsignal(number) for number in _STOPPING}
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # nohup, and sh for what it starts with &
                 signal.signal(number, self._remember)
-        worker = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL)
-        aborted = self._wait(worker)
-        flag, code, message = self._verdict(worker.returncode, aborted)
+        flag, code, message = FAILURE, 1, ""
+        try:
+            for name in (SUCCESS, FAILURE, ABORTED):
+                (self.folder / name).unlink(missing_ok=True)
+            self._forget_old_abort()
+            flag, code, message = self._run_worker()
+        except OSError as error:
+            message = f"{self.folder}: {error.strerror or error}"
+        finally:  # before anything is said: stderr may be on a full disk
+            (self.folder / flag).touch()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         if message:
-            print(f"cryoforum: error: {message}", file=sys.stderr, flush=True)
-        (self.folder / flag).touch()
+            with suppress(OSError):
+                print(f"cryoforum: error: {message}", file=sys.stderr, flush=True)
         return code
+
+    def _run_worker(self) -> tuple[str, int, str]:
+        """Flag, exit code and message of the run."""
+        worker = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL)
+        try:
+            aborted = self._wait(worker)
+        except BaseException:
+            worker.kill()
+            raise
+        verdict = self._verdict(worker.returncode, aborted)
+        if aborted:
+            (self.folder / ABORT_NOW).unlink(missing_ok=True)
+        return verdict
 
     def _forget_old_abort(self) -> None:
         """Remove an abort that was meant for an earlier run of this job.
@@ -66,7 +89,7 @@ class Supervisor:
                 worker.wait(POLL_S)
                 return aborted
             except subprocess.TimeoutExpired:
-                aborted = aborted or (self.folder / ABORT_NOW).exists()
+                aborted = aborted or os.path.exists(self.folder / ABORT_NOW)  # False when a disk hangs
             if asked_s is None and (aborted or self.signal is not None):
                 worker.terminate()
                 asked_s = time.monotonic()
@@ -76,15 +99,13 @@ class Supervisor:
     def _verdict(self, code: int, aborted: bool) -> tuple[str, int, str]:
         """Flag, exit code and message for the worker's exit code (negative: the signal that ended it)."""
         if code == 0:  # it may have finished before an abort reached it
-            (self.folder / ABORT_NOW).unlink(missing_ok=True)
             return SUCCESS, 0, ""
         if aborted:
-            (self.folder / ABORT_NOW).unlink(missing_ok=True)
             return ABORTED, 1, "aborted from RELION; Continue goes on from the last checkpoint"
         if self.signal == signal.SIGINT:
             return ABORTED, 130, "interrupted"
         if self.signal is not None or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            name = _STOPPING.get(signal.Signals(self.signal or signal.SIGTERM), "a signal")
+            name = signal.Signals(self.signal or signal.SIGTERM).name
             return FAILURE, 1, (
                 f"stopped by {name} (the time limit of a queue, or someone's kill); Continue goes on from the last "
                 "checkpoint"
@@ -98,7 +119,7 @@ class Supervisor:
             return (
                 FAILURE,
                 1,
-                f"the program crashed ({signal.Signals(-code).name}); please report it with run.out",
+                f"the program crashed ({signal.strsignal(-code) or -code}); please report it with run.out",
             )
         return FAILURE, 1, ""  # the worker has said why
 
@@ -119,8 +140,4 @@ def supervise(folder: Path, arguments: Sequence[str]) -> int:
         return 1
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "relion_external.job.worker", *arguments]
-    try:
-        return Supervisor(folder, command, environment).run()
-    except OSError as error:
-        print(f"cryoforum: error: {folder}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    return Supervisor(folder, command, environment).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ _PARAMETERS: dict[str, dict[str, str]] = {
         "views": "2",
         "device": "auto",
     },
-    "select": {"job": "select", "min_confidence": "0.5", "reconstruct": "yes", "symmetry": "C1"},
+    "select": {"job": "select", "min_confidence": "0.5", "reconstruct": "yes"},
     "pipeline": {
         "job": "pipeline",
         "train_particles": "Refine3D/job001/run_data.star",
@@ -43,22 +44,23 @@ _INPUT = {
 
 def write_templates(
     project: Path, executable: str | None = None, fill_gui: str | None = None, overwrite: bool = False
-) -> list[Path]:
-    """Write PROJECT/cryoforum_jobs/<job>/job.star for each job type; return the paths.
+) -> dict[Path, bool]:
+    """Write PROJECT/cryoforum_jobs/<job>/job.star for each job type; return which were written, which kept.
 
-    executable : default the full path of `cryoforum-relion`. fill_gui : job type to fill the GUI's tab with.
-    Raises HostError when `project` is no folder, OutputError when a template is there already.
+    executable : as a shell reads it; default the full path of `cryoforum-relion`. fill_gui : job type to fill
+    the GUI's tab with. Raises HostError when `project` is no folder.
     """
     if not project.is_dir():
         raise HostError(f"{project} is not a folder; give the folder of a RELION project")
-    executable = executable or own_path()
+    executable = executable or shlex.quote(own_path())
     files = {project / FOLDER / name / "job.star": name for name in _PARAMETERS}
     if fill_gui is not None:
         files[project / GUI_FILE] = fill_gui
-    for path, name in files.items():
-        with atomic_file(path, overwrite or path.name == GUI_FILE) as temporary:
-            temporary.write_text(template(path, name, executable).text())
-    return list(files)
+    written = {path: overwrite or path.name == GUI_FILE or not path.exists() for path in files}
+    for path in (path for path in files if written[path]):
+        with atomic_file(path, overwrite=True) as temporary:
+            temporary.write_text(template(path, files[path], executable).text())
+    return written
 
 
 def template(path: Path, job: str, executable: str) -> StarDocument:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from cryoforum_plugin.errors import CryoForumError
+from cryoforum_plugin.errors import CryoForumError, HostError
 from cryoforum_plugin.progress import LiveLog, show_progress_in
-from relion_external.job.parameters import Job, parse_job
+from relion_external.job.command_line import job_folder, parse_job
+from relion_external.job.parameters import Job
+from relion_external.job.supervisor import FAILURE
 
 LOG = logging.getLogger("cryoforum")
 _PR_SET_PDEATHSIG = 1
@@ -39,12 +40,11 @@ class _InGuiWords(logging.Formatter):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job; return 0, or 1 after one plain line on stderr."""
-    _end_with_parent()
-    signal.signal(signal.SIGTERM, _stop)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _end_with_parent(arguments)
     LOG.addHandler(logging.NullHandler())  # no traceback on stderr
     try:
-        job = parse_job(sys.argv[1:] if arguments is None else arguments)
-        _work(job)
+        _work(parse_job(arguments))
     except CryoForumError as error:
         return _failed(str(error))
     except Exception as error:
@@ -67,15 +67,20 @@ _MEMORY = (
 )
 
 
-_GUI_WORDS = {
-    "--auto": "parameter auto",
-    "--no-ctf": "parameter set: images.ctf=none",
-    "--invert-contrast": "parameter contrast: invert",
-    "--ignore-contrast": "parameter contrast: ignore",
+_GUI_WORDS = {  # of the `cryoforum` command: of RELION's GUI; whole phrases before single options
+    "choose another output or pass --overwrite": "start a new job",
+    "train again with --overwrite": "start a new job",
+    "run train again with --resume": "press Continue",
+    "resume with the same command": "set them back",
+    "run `cryoforum predict` first": "run a predict job first",
+    "pass --no-ctf": "set the parameter set to images.ctf=none",
+    "a model with --no-ctf": "a model with the parameter set = images.ctf=none",
+    "pass --invert-contrast": "set the parameter contrast to invert",
+    "--ignore-contrast": "set it to ignore",
+    "--auto": "the parameter auto",
     "--validation-fraction": "training.validation_fraction",
     "--diameter": "images.diameter_A in the parameter set",
-    "--overwrite": "a new job",
-    "--resume": "RELION's Continue",
+    ", or set --data-root": "",
 }
 
 
@@ -83,17 +88,22 @@ def _work(job: Job) -> None:
     os.environ["OMP_NUM_THREADS"] = str(job.j)  # before torch is imported
     log = LiveLog(sys.stdout)
     show_progress_in(log)
-    _open_logs(job, log)
+    try:
+        _open_logs(job, log)
+    except OSError as error:
+        raise HostError(
+            f"cannot write {error.filename}: {error.strerror}; check its owner and permissions"
+        ) from error
     import torch
 
     torch.set_num_threads(job.j)
     from relion_external.job.steps import run_job
 
-    run_job(job, log)
+    run_job(job)
 
 
 def _open_logs(job: Job, log: LiveLog) -> None:
-    """Messages go to run.out, warnings to run.err, everything to log.txt."""
+    """Messages go to run.out, warnings to run.err, everything to log.txt, which is continued."""
     warnings = logging.StreamHandler(sys.stderr)
     warnings.setLevel(logging.WARNING)
     warnings.setFormatter(_InGuiWords("cryoforum: warning: %(message)s"))
@@ -111,23 +121,32 @@ def _open_logs(job: Job, log: LiveLog) -> None:
 def in_gui_words(message: str) -> str:
     """Replace options of the `cryoforum` command by what does the same in RELION's GUI."""
     for option, words in _GUI_WORDS.items():
-        message = re.sub(rf"{option}\b", words, message)
+        message = message.replace(option, words)
     return message
 
 
 def _failed(message: str) -> int:
     text = in_gui_words(" ".join(message.split()))
+    LOG.error("%s", text, extra={"quiet": True})
     print(f"cryoforum: error: {text}", file=sys.stderr, flush=True)
     return 1
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind, so that half-written files are removed."""
-    sys.exit(128 + number)
+def _end_with_parent(arguments: Sequence[str]) -> None:
+    """Stop on signals so that half-written files are removed, and when the supervisor is killed.
 
+    A supervisor that was killed cannot leave a flag: then this process does.
+    """
+    parent, folder = os.getppid(), job_folder(arguments)
 
-def _end_with_parent() -> None:
-    """Ask Linux to stop this process when the supervisor is killed: nobody would look after it."""
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        if os.getppid() != parent and folder is not None:
+            (folder / FAILURE).touch()
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -16,8 +16,9 @@ from pipeliner.job_factory import get_job_types, job_from_dict, read_job
 from pipeliner.project_graph import ProjectGraph
 
 from cryoforum_plugin import __version__
+from relion_external.job.command_line import parse_job
 from relion_external.job.nodes import HALF_MAP
-from relion_external.job.parameters import FREE_PARAMETERS, JOBS, parse_job
+from relion_external.job.parameters import FREE_PARAMETERS, JOBS
 from relion_external.pipeliner_jobs import OUTPUTS
 from relion_external.pipeliner_options import CRITERIA
 from relion_external.star_reader import read_star
