@@ -131,10 +131,10 @@ class Project:
         """Text of a file of the project."""
         return (self.folder / name).read_text()
 
-    def wait_for(self, name: str, words: str, timeout_s: float = 120) -> None:
-        """Wait until a file of the project holds `words`."""
+    def wait_for(self, name: str, words: str, count: int = 1, timeout_s: float = 120) -> None:
+        """Wait until a file of the project holds `words` (`count` times)."""
         end = time.monotonic() + timeout_s
-        while not ((self.folder / name).exists() and words in self.read(name)):
+        while not ((self.folder / name).exists() and self.read(name).count(words) >= count):
             assert time.monotonic() < end, f"{words!r} did not appear in {name}"
             time.sleep(0.1)
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cryoforum_plugin import __version__
@@ -13,7 +14,7 @@ from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.model import Model, load_model
-from cryoforum_plugin.particles import ParticleSet
+from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.report import write_report
 from cryoforum_plugin.settings import Settings, assemble, flatten, parse_assignments, read_config
@@ -24,6 +25,7 @@ from relion_external.job.parameters import HOST, Job
 from relion_external.job.workspace import Workspace, checksum, describe, naming, read_here, same
 
 LOG = logging.getLogger("cryoforum")
+USELESS_DEG = 20.0  # beyond the reach of any local search
 
 
 def train_step(work: Workspace, path: Path) -> Path:
@@ -56,6 +58,10 @@ def _train(work: Workspace, path: Path, settings: Settings, identity: dict[str, 
         f"validation median, {views} views (deg)": round(values["validation_median_deg"], 3)
         for views, values in calibration["views"].items()
     }
+    best_deg = min(errors.values())
+    if best_deg > USELESS_DEG:
+        LOG.warning("the model is %.0f deg off (median of the validation particles): train longer, or on more "
+                    "particles, before anything is chosen by it", best_deg)  # fmt: skip
     work.note("train", {**data, **errors, "finished": True, "identity": identity})
 
 
@@ -120,8 +126,21 @@ def _predict(
     options = PredictOptions(job.views, contrast=job.contrast)
     prediction = predict_particles(model, particles, device, choose_precision("auto", device), options)
     write_particles(particles, output, prediction, overwrite=True)
+    LOG.info("predicting: %s", _summary(prediction))
     warn_of_one_half(particles, output.name)
     work.note("predict", {**describe(job.in_parts, particles), "finished": True, "identity": identity})
+
+
+def _summary(prediction: Prediction) -> str:
+    """How good the prediction thinks it is; rows that could not be predicted hold nan."""
+    expected_deg = prediction.expected_error_deg
+    assert expected_deg is not None
+    confident = 100 * float((np.nan_to_num(prediction.confidence) > 0.5).mean())
+    unusable = int(np.isnan(prediction.confidence).sum())
+    return (
+        f"median expected error {float(np.nanmedian(expected_deg)):.2f} deg, {confident:.0f} % with confidence above "
+        f"0.5, {unusable} images unusable"
+    )
 
 
 def warn_of_one_half(particles: ParticleSet, name: str) -> None:

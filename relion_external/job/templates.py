@@ -17,12 +17,7 @@ GUI_FILE = ".gui_externaljob.star"  # what RELION's GUI fills the External tab w
 _EXTERNAL = "99"  # job type of RELION 3.1, which 4 and 5 still read and turn into relion.external
 _PARAMETERS: dict[str, dict[str, str]] = {
     "train": {"job": "train", "symmetry": "C1", "preset": "default", "device": "auto"},
-    "predict": {
-        "job": "predict",
-        "model": "External/job001/model",
-        "views": "2",
-        "device": "auto",
-    },
+    "predict": {"job": "predict", "views": "2", "device": "auto"},
     "select": {"job": "select", "min_confidence": "0.5", "reconstruct": "yes"},
     "pipeline": {
         "job": "pipeline",
@@ -66,6 +61,7 @@ def write_templates(
 def template(path: Path, job: str, executable: str) -> StarDocument:
     """A job.star for one job type; four threads, the rest as RELION's GUI would leave it."""
     options = {"fn_exe": executable, "in_part": _INPUT[job]}
+    options |= {"in_3dref": "External/job001/model/reference.mrc"} if job == "predict" else {}
     for number, (label, value) in enumerate(_PARAMETERS[job].items(), 1):
         options |= {f"param{number}_label": label, f"param{number}_value": value}
     options |= {"nr_threads": str(min(4, os.cpu_count() or 1)), "do_queue": "No"}

@@ -86,6 +86,8 @@ _GUI_WORDS = {  # of the `cryoforum` command: of RELION's GUI; whole phrases bef
 
 def _work(job: Job) -> None:
     os.environ["OMP_NUM_THREADS"] = str(job.j)  # before torch is imported
+    if os.fstat(sys.stdout.fileno()).st_size:  # of a run before, which may have ended within a line
+        print(flush=True)
     log = LiveLog(sys.stdout)
     show_progress_in(log)
     try:

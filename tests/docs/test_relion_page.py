@@ -20,5 +20,12 @@ def test_every_job_flag_and_output_is_named() -> None:
         assert f"### {job}\n" in PAGE
     for flag in (SUCCESS, FAILURE, ABORTED):
         assert f"`{flag.rsplit('_', 1)[1]}`" in PAGE
-    for output in ("predicted.star", "selected.star", "rejected.star", "half1.mrc", "logfile.pdf", "job.json"):
+    for output in (
+        "predicted.star",
+        "selected.star",
+        "rejected.star",
+        "half1.mrc",
+        "logfile.pdf",
+        "job.json",
+    ):
         assert f"`{output}`" in PAGE

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import mrcfile
 import numpy as np
 import starfile
+import torch
 from relion_project import EXTERNAL, PIXEL_SIZE_A, REFINE, SELECT, image_names
 
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.evaluation import angular_errors
 from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
 
 if TYPE_CHECKING:
     from relion.conftest import Run
@@ -89,8 +91,10 @@ def test_relions_select_and_ours_keep_the_same_particles(relion_run: Run) -> Non
     project.run(
         "relion_reconstruct", "--i", f"{theirs}particles.star", "--o", "fom.mrc", "--ctf", "--fom_weighting"
     )
-    reference, volume = (mrcfile.read(project.folder / name) for name in ("ref.mrc", "fom.mrc"))
-    assert np.corrcoef(reference.ravel(), volume.ravel())[0, 1] > 0.8
+    reference, volume = (torch.from_numpy(mrcfile.read(project.folder / n)) for n in ("ref.mrc", "fom.mrc"))
+    assert (
+        fourier_shell_correlation(reference, volume)[1:10].min() > 0.9
+    )  # to 43 Å: the map is noisy and unfiltered
 
 
 def test_refine3d_starts_from_our_poses_with_local_searches(relion_run: Run) -> None:
@@ -102,12 +106,12 @@ def test_refine3d_starts_from_our_poses_with_local_searches(relion_run: Run) -> 
          "do_ctf_correction": "Yes", "particle_diameter": 300, "do_zero_mask": "Yes", "sampling": "1.8 degrees",
          "auto_local_sampling": "1.8 degrees", "offset_range": 3, "offset_step": 1, "do_combine_thru_disc": "No",
          "do_parallel_discio": "No", "nr_pool": 10, "do_preread_images": "Yes", "use_gpu": "No", "nr_mpi": 3,
-         "nr_threads": 1, "do_queue": "No"},
+         "nr_threads": 1, "do_queue": "No", "other_args": "--auto_iter_max 4"},  # the first ones bring it home; all take a minute
     )  # fmt: skip
     assert project.jobs()[name] == "succeeded", project.read(f"{name}run.err")[-2000:]
     before, after = (
-        errors_deg(relion_run, star) for star in (f"{half}selected.star", f"{name}run_data.star")
+        errors_deg(relion_run, star) for star in (f"{half}selected.star", f"{name}run_it004_data.star")
     )
     assert np.median(after) < np.median(before)
-    refined = starfile.read(project.folder / name / "run_data.star")["particles"]
+    refined = starfile.read(project.folder / name / "run_it004_data.star")["particles"]
     assert {"rlnParticleFigureOfMerit", "cryoforumCredibleRadius90"} <= set(refined)

@@ -293,7 +293,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         0.5, "--epochs", 2, "--set", SET, "--j", 1, "--pipeline_control", "External/job001/",
     )  # fmt: skip
     out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    (line,) = err.splitlines()
+    assert "train longer" in line  # two epochs of a tiny network
     (folder / "out.txt").write_text(out, newline="")
     return folder
 
@@ -492,9 +494,11 @@ def test_templates_hold_known_parameters_and_fit_the_params_tab(tmp_path: Path) 
         given = [
             f"--{values[f'param{i}_label']} {values[f'param{i}_value']}" for i in range(1, len(labels) + 1)
         ]
+        given += [f"--in_3dref {values['in_3dref']}"] if "in_3dref" in values else []
         job = parse_job(
             f"--o External/job009/ --in_parts {values['in_part']} {' '.join(given)} --j 2".split()
         )
+        assert job.unused() == []
         assert job.job == ("predict" if path.name.startswith(".") else path.parent.name)
     assert (tmp_path / ".gui_externaljob.star").exists()
 

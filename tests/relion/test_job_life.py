@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import starfile
-from relion_project import EXTERNAL, IMPORT, SMALL_TRAINING, Project, image_names
+from relion_project import EXTERNAL, IMPORT, Project, image_names
 
 if TYPE_CHECKING:
     from relion.conftest import Run
@@ -43,54 +43,57 @@ def parent_of(process: int) -> int:
     return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{process}/status").read_text()).group(1))
 
 
-def start_training(run: Run) -> tuple[str, threading.Thread]:
-    """Start a long training in RELION and return when it is in mid-epoch."""
-    project = run.project
-    options = project.external(run.train_star, job="train", epochs=50, set=SMALL_TRAINING)
+QUICK_TRAINING = "images.size_px=24 network.channels=8 network.features=16 network.hidden=32"
+
+
+def run_until(project: Project, name: str, words: str) -> threading.Thread:
+    """Let RELION run a job, and return when its run.out holds `words`, while it goes on."""
+    thread = threading.Thread(target=project.start, args=(name,))
+    thread.start()
+    project.wait_for(f"{name}run.out", words)
+    return thread
+
+
+def ended(project: Project, name: str, thread: threading.Thread) -> tuple[str, list[str]]:
+    """Wait for the end; return RELION's status and the exit flags."""
+    thread.join(90)
+    return project.jobs()[name], flags(project, name)
+
+
+def test_a_training_that_is_aborted_stopped_killed_and_continued(relion_run: Run) -> None:
+    project = relion_run.project
+    options = project.external(relion_run.train_star, job="train", epochs=8, set=QUICK_TRAINING)
     name = project.schedule(EXTERNAL, options)
-    thread = threading.Thread(target=project.start, args=(name,))
-    thread.start()
-    project.wait_for(f"{name}run.out", "epoch 1/50")
-    return name, thread
+    abort = project.folder / name / "RELION_JOB_ABORT_NOW"
 
-
-def test_abort_continue_and_an_earlier_abort(relion_run: Run) -> None:
-    project = relion_run.project
-    name, thread = start_training(relion_run)
-    (project.folder / name / "RELION_JOB_ABORT_NOW").touch()  # what the GUI's Abort does
+    thread = run_until(project, name, "epoch 1/8")
+    abort.touch()  # what the GUI's Abort does
     start = time.monotonic()
-    thread.join(60)
-    seconds = time.monotonic() - start
-    assert project.jobs()[name] == "aborted"
-    assert flags(project, name) == ["ABORTED"]
-    assert not (project.folder / name / "RELION_JOB_ABORT_NOW").exists()
-    assert seconds < 15  # RELION itself looks once a second, and waits another
-    assert "epoch 50/50" not in project.read(f"{name}run.out")
-    assert (project.folder / name / "model" / "checkpoint" / "last.pt").exists()
+    assert ended(project, name, thread) == ("aborted", ["ABORTED"])
+    assert time.monotonic() - start < 15  # RELION itself looks once a second, and waits another
+    assert not abort.exists()
+    assert "epoch 8/8" not in project.read(f"{name}run.out")
     assert not [path for path in (project.folder / name).rglob(".*") if path.suffix != ".star"]
-    (project.folder / name / "RELION_JOB_ABORT_NOW").touch()  # left over: of the past, as its time says
-    os.utime(project.folder / name / "RELION_JOB_ABORT_NOW", (0, 0))
-    thread = threading.Thread(target=project.start, args=(name,))
-    thread.start()
-    project.wait_for(f"{name}run.out", "resumed after epoch")
-    os.kill(worker_of(project, name), signal.SIGKILL)  # as the kernel does when memory is short
-    thread.join(60)
-    assert project.jobs()[name] == "failed"
-    assert flags(project, name) == ["FAILURE"]
-    assert "lack of memory" in project.read(f"{name}run.err")
 
-
-def test_sigterm_of_a_queue(relion_run: Run) -> None:
-    project = relion_run.project
-    name, thread = start_training(relion_run)
-    os.kill(parent_of(worker_of(project, name)), signal.SIGTERM)
-    thread.join(60)
-    assert project.jobs()[name] == "failed"
-    assert flags(project, name) == ["FAILURE"]
-    (line,) = project.read(f"{name}run.err").strip().splitlines()[-1:]
-    assert "stopped by SIGTERM" in line
+    abort.touch()  # left over: of the past, as its time says
+    os.utime(abort, (0, 0))
+    thread = run_until(project, name, "resumed after epoch")
+    os.kill(parent_of(worker_of(project, name)), signal.SIGTERM)  # a queue's time limit
+    assert ended(project, name, thread) == ("failed", ["FAILURE"])
+    assert "stopped by SIGTERM" in project.read(f"{name}run.err").splitlines()[-1]
     with pytest.raises(AssertionError, match="no worker"):
         worker_of(project, name)
+
+    thread = run_until(project, name, "resumed after epoch")
+    project.wait_for(f"{name}run.out", "resumed after epoch", count=2)
+    os.kill(worker_of(project, name), signal.SIGKILL)  # as the kernel does when memory is short
+    assert ended(project, name, thread) == ("failed", ["FAILURE"])
+    assert "lack of memory" in project.read(f"{name}run.err").splitlines()[-1]
+
+    project.start(name)
+    assert (project.jobs()[name], flags(project, name)) == ("succeeded", ["SUCCESS"])
+    assert project.read(f"{name}run.out").count("epoch 1/8") == 1
+    assert project.nodes()[f"{name}model/reference.mrc"] == "6"
 
 
 def test_continue_selects_again_without_predicting_again(relion_run: Run) -> None:
@@ -104,6 +107,7 @@ def test_continue_selects_again_without_predicting_again(relion_run: Run) -> Non
     assert not (folder / "rejected.star").exists()
     confidence = starfile.read(folder / "predicted.star")["particles"]["rlnParticleFigureOfMerit"]
     star = project.read(f"{name}job.star")
+    assert "_rlnJobIsContinue                       0" in star
     (folder / "job.star").write_text(
         re.sub(r"(min_confidence\s+param\d_value\s+)\S+", rf"\g<1>{confidence.median()}", star)
         .replace("_rlnJobIsContinue                       0", "_rlnJobIsContinue                       1")
