@@ -99,10 +99,10 @@ def test_relions_select_and_ours_keep_the_same_particles(relion_run: Run) -> Non
 
 def test_refine3d_starts_from_our_poses_with_local_searches(relion_run: Run) -> None:
     project, predicted = relion_run.project, f"{relion_run.predict}predicted.star"
-    half = project.job(EXTERNAL, project.external(predicted, job="select", keep=0.3))
+    half = project.job(EXTERNAL, project.external(predicted, job="select", keep=0.5))
     name = project.job(
         REFINE,
-        {"fn_img": f"{half}selected.star", "fn_ref": "ref.mrc", "ref_correct_greyscale": "Yes", "ini_high": 30, "sym_name": "C1",
+        {"fn_img": f"{half}selected.star", "fn_ref": "ref.mrc", "ref_correct_greyscale": "No", "ini_high": 20, "sym_name": "C1",
          "do_ctf_correction": "Yes", "particle_diameter": 300, "do_zero_mask": "Yes", "sampling": "1.8 degrees",
          "auto_local_sampling": "1.8 degrees", "offset_range": 3, "offset_step": 1, "do_combine_thru_disc": "No",
          "do_parallel_discio": "No", "nr_pool": 10, "do_preread_images": "Yes", "use_gpu": "No", "nr_mpi": 3,
@@ -112,6 +112,6 @@ def test_refine3d_starts_from_our_poses_with_local_searches(relion_run: Run) -> 
     before, after = (
         errors_deg(relion_run, star) for star in (f"{half}selected.star", f"{name}run_it004_data.star")
     )
-    assert np.median(after) < np.median(before)
+    assert np.median(after) < 0.7 * np.median(before)
     refined = starfile.read(project.folder / name / "run_it004_data.star")["particles"]
     assert {"rlnParticleFigureOfMerit", "cryoforumCredibleRadius90"} <= set(refined)
