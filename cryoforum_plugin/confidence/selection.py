@@ -14,6 +14,7 @@ from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 Mask = NDArray[np.bool_]
 
 AUTO_SMALLEST_FRACTION = 0.1  # the default rule never keeps less of the set, nor of either half set
+HALF_SETS_APART = 0.02  # cryoSPARC splits anew beyond that
 STATISTICS = ("lambda_max", "trace")
 
 
@@ -23,6 +24,7 @@ class Criteria:
 
     statistic : "lambda_max" or "trace"; kept below the `quantile` of the set being filtered, or below
         `statistic_threshold` when that is known (the same quantile of a model's validation particles).
+    balance_halves : drop the least confident of the larger half set until the two are at most 2 % apart.
     """
 
     min_confidence: float | None = None
@@ -32,6 +34,7 @@ class Criteria:
     quantile: float = 0.75
     statistic_threshold: float | None = None
     auto: bool = False
+    balance_halves: bool = False
 
     def any(self) -> bool:
         """Tell whether there is a demand at all."""
@@ -70,6 +73,9 @@ def select_particles(particles: ParticleSet, criteria: Criteria) -> Selection:
         keep &= mask
         explanation.append(f"{line}: {int(mask.sum())} of {len(mask)}")
     _refuse_empty(particles, keep)
+    if criteria.balance_halves:
+        keep, dropped = balanced(keep, particles.half_set, prediction.confidence)
+        explanation += [f"dropped to balance the half sets: {dropped}"] if dropped else []
     return Selection(keep, tuple(explanation), count_half_sets(particles.half_set, keep))
 
 
@@ -159,6 +165,22 @@ def automatic(confidence: FloatArray, half_set: NDArray[np.int64]) -> tuple[Mask
     if (topped_up & ~mask).any():
         line += f", topped up to {100 * AUTO_SMALLEST_FRACTION:g} % of each half set"
     return topped_up, line
+
+
+def balanced(keep: Mask, half_set: NDArray[np.int64], confidence: FloatArray) -> tuple[Mask, int]:
+    """Drop the least confident kept rows of the larger half set, until it is at most 2 % larger.
+
+    Returns the new mask `(n,)` and how many were dropped; nothing where there are no two half sets.
+    """
+    halves = [np.flatnonzero(keep & (half_set == number)) for number in (1, 2)]
+    small, large = sorted(halves, key=len)
+    allowed = int(np.floor(len(small) * (1 + HALF_SETS_APART)))
+    if not len(small) or len(large) <= allowed:
+        return keep, 0
+    worst = large[np.argsort(confidence[large], kind="stable")][: len(large) - allowed]
+    result = keep.copy()
+    result[worst] = False
+    return result, len(worst)
 
 
 def count_half_sets(half_set: NDArray[np.int64], keep: Mask) -> dict[str, dict[str, int]]:

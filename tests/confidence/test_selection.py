@@ -56,6 +56,19 @@ def test_each_criterion_and_their_combination(make_particles, criteria: Criteria
     assert sum(selection.counts[f"half set {h}"]["kept"] for h in (1, 2)) == kept
 
 
+def test_half_sets_are_balanced_by_dropping_the_least_confident(make_particles) -> None:
+    half = np.where(np.arange(N) < 30, 1, 2)  # the confident ones are all in the first
+    particles = make_particles(N, spread_prediction(), half_set=half)
+    selection = select_particles(particles, Criteria(keep_fraction=1.0, balance_halves=True))
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(10), *range(30, 40)])
+    assert "dropped to balance the half sets: 20" in selection.explanation
+    alone = select_particles(
+        make_particles(N, spread_prediction(), half_set=np.ones(N, dtype=np.int64)),
+        Criteria(keep_fraction=1.0, balance_halves=True),
+    )
+    assert alone.keep.all()
+
+
 def test_figures_go_into_json(make_particles) -> None:
     selection = select_particles(make_particles(N, spread_prediction()), Criteria(auto=True))
     assert json.loads(json.dumps(selection.figures()))["counts"]["all"]["kept"] == selection.keep.sum()

@@ -1,0 +1,1 @@
+"""The cryoSPARC external job, through the real client (extra `cryosparc`)."""

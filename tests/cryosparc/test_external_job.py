@@ -1,0 +1,119 @@
+"""Train, predict, select and queue on particles in cryoSPARC: real client, our server, real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blobs import blob_positions, blob_volume
+from chain import TINY
+from fake_cryosparc import FakeCryoSPARC, fixtures
+from fake_cryosparc.faults import dropped_upload
+
+from cryoforum_plugin import formats
+from cryoforum_plugin.confidence.selection import Criteria
+from cryoforum_plugin.errors import HostError
+from cryoforum_plugin.settings import assemble, parse_assignments
+from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
+from cryoforum_plugin.simulation.simulate import Simulator
+from cryoforum_plugin.simulation.write import write_simulation
+from cryosparc_job.job import calls
+from cryosparc_job.job.outputs import free_slots
+from cryosparc_job.job.steps import Request, Source, run
+
+cryosparc_server = fixtures.cryosparc_server
+COUNT = 200
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "WAITS_S", (0.05, 0.2))
+
+
+@pytest.fixture
+def source(cryosparc_server: FakeCryoSPARC) -> Source:
+    """Return refined particles with real images as the output of a finished job."""
+    from cryosparc.dataset import Dataset
+
+    folder = Path(cryosparc_server.state.projects["P1"]["project_dir"])
+    settings = SimulationSettings(count=COUNT, snr=1.0)
+    simulator = Simulator(blob_volume(blob_positions()), 5.0, settings)
+    write_simulation(simulator, draw_particles(settings, 5.0, 32), folder / "J9")
+    particles = formats.read_particles(folder / "J9" / "particles.star")
+    formats.write_particles(particles, folder / "J9" / "particles.cs", data_root=folder)
+    table = np.load(folder / "J9" / "particles.cs")
+    # what a refinement's table holds besides, with values that must come back
+    columns: dict[str, Any] = {name: table[name] for name in table.dtype.names}
+    columns["alignments3D/error"] = np.arange(COUNT, dtype="f4")
+    data = {"particles": Dataset(columns)}
+    job = cryosparc_server.state.add_finished_job("P1", "W1", "nonuniform_refine_new", data)
+    return Source("P1", "W1", job["uid"], url=cryosparc_server.url)
+
+
+def tiny() -> Any:
+    """Return settings of a training of seconds."""
+    return assemble(
+        "default", options={"training.epochs": 2}, assignments=parse_assignments(v for v in TINY if "=" in v)
+    )
+
+
+def test_the_whole_flow(cryosparc_server: FakeCryoSPARC, source: Source, tmp_path: Path) -> None:
+    from cryosparc.tools import CryoSPARC
+
+    model, criteria = tmp_path / "model", Criteria(keep_fraction=0.5, balance_halves=True)
+    uid = run(Request(source, model, train=tiny(), criteria=criteria, queue=True, lane="default"))
+    job = cryosparc_server.state.jobs["P1", uid]
+    assert job["status"] == "completed"
+    client = CryoSPARC(cryosparc_server.url).find_job("P1", uid)
+    given = CryoSPARC(cryosparc_server.url).find_job("P1", source.job).load_output("particles", slots="all")
+    got = {name: client.load_output(name, slots="all") for name in client.outputs}
+    assert set(got) == {"particles", "particles_selected", "particles_rejected", "particles_network_pose"}
+    for name in ("uid", "alignments3D/pose", "alignments3D/split", "blob/idx", "ctf/exp_group_id"):
+        np.testing.assert_array_equal(got["particles"][name], given[name])
+    poses = got["particles_network_pose"]
+    np.testing.assert_array_equal(poses["alignments3D/split"], given["alignments3D/split"])
+    np.testing.assert_array_equal(poses["alignments3D/error"], given["alignments3D/error"])
+    assert not np.allclose(poses["alignments3D/pose"], given["alignments3D/pose"])
+    kept, rejected = got["particles_selected"], got["particles_rejected"]
+    assert sorted([*kept["uid"], *rejected["uid"]]) == sorted(given["uid"])
+    halves = np.bincount(kept["alignments3D/split"], minlength=2)
+    assert halves.max() <= 1.02 * halves.min()
+    confidence = got["particles"]["components_mode_0/value"]
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert kept["components_mode_0/value"].min() >= np.median(confidence) - 1e-6
+    for upload in cryosparc_server.requests.uploads("particles"):
+        assert all(field == "uid" or field.startswith("components_mode_") for field in upload.fields)
+    others = [j for j in cryosparc_server.state.jobs.values() if j["spec"]["type"] == "homo_reconstruct"]
+    assert [j["status"] for j in others] == ["queued"]
+
+
+def test_a_second_run_writes_without_predicting_again(
+    cryosparc_server: FakeCryoSPARC, source: Source, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    run(Request(source, model, train=tiny(), predict=False))
+    cryosparc_server.faults += [dropped_upload(after_bytes=100)]
+    first = run(Request(source, model))
+    assert cryosparc_server.state.jobs["P1", first]["status"] == "completed"
+    predicted = next(tmp_path.rglob("predicted.cs"))
+    written = predicted.stat().st_mtime_ns
+    second = run(Request(source, model, criteria=Criteria(min_confidence=0.0)))
+    assert cryosparc_server.state.jobs["P1", second]["status"] == "completed"
+    assert predicted.stat().st_mtime_ns == written
+
+
+def test_a_run_without_a_model_fails_in_cryosparc_too(
+    cryosparc_server: FakeCryoSPARC, source: Source, tmp_path: Path
+) -> None:
+    with pytest.raises(HostError, match="train a model there first"):
+        run(Request(source, tmp_path / "absent"))
+    last = list(cryosparc_server.state.jobs.values())[-1]
+    assert last["status"] == "failed"
+    assert "train a model there first" in last["errors_run"][0]["message"]
+
+
+def test_our_components_take_the_first_free_numbers() -> None:
+    assert list(free_slots(["blob"]).values()) == [0, 1, 2, 3]
+    assert list(free_slots(["components_mode_0", "components_mode_2"]).values()) == [1, 3, 4, 5]
