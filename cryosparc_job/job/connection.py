@@ -61,7 +61,7 @@ def find_particles(client: Any, project: str, job: str, output: str) -> Any:
 
     project, job : "P3" or "3", "J42" or "42". Raises HostError naming what is missing.
     """
-    project, job = _uid("P", project), _uid("J", job)
+    project, job = full_uid("P", project), full_uid("J", job)
     found = call(f"finding {project} {job}", client.find_job, project, job)
     if output not in found.outputs:
         raise HostError(f"{job} has no output {output!r}; it has {', '.join(found.outputs) or 'none'}")
@@ -102,7 +102,7 @@ def save_particles(job: Any, output: str, path: Path) -> Path:
 
 def project_folder(client: Any, project: str) -> Path:
     """Folder of a project on this machine. Raises HostError where it cannot be reached."""
-    found = call(f"finding {project}", client.find_project, _uid("P", project))
+    found = call(f"finding {project}", client.find_project, full_uid("P", project))
     folder = Path(str(found.dir() if inspect.ismethod(found.dir) else found.dir))  # a method in client 4
     if not folder.is_dir():
         raise HostError(
@@ -112,5 +112,6 @@ def project_folder(client: Any, project: str) -> Path:
     return folder
 
 
-def _uid(letter: str, text: str) -> str:
+def full_uid(letter: str, text: str) -> str:
+    """ "P3" from "P3", "p3" or "3"."""
     return f"{letter}{text.upper().removeprefix(letter)}"

@@ -31,7 +31,14 @@ from cryoforum_plugin.training.loop import make_fabric
 from cryoforum_plugin.training.train import train
 from cryosparc_job.job import outputs
 from cryosparc_job.job.calls import call, quietly
-from cryosparc_job.job.connection import connect, find_particles, project_folder, save_particles, slot_names
+from cryosparc_job.job.connection import (
+    connect,
+    find_particles,
+    full_uid,
+    project_folder,
+    save_particles,
+    slot_names,
+)
 from cryosparc_job.job.life import check_alive, running
 
 LOG = logging.getLogger("cryoforum")
@@ -54,7 +61,7 @@ class Request:
     """What to do with a source.
 
     train : settings of a training, None = use the model that is there. predict : whether to write poses
-    and uncertainty. criteria : None = no selected and rejected outputs. lane : queue a reconstruction of the
+    and uncertainty. again : only from a prediction that was made before. criteria : None = no selected and rejected outputs. lane : queue a reconstruction of the
     selected particles there, None = do not.
     """
 
@@ -62,6 +69,7 @@ class Request:
     model_dir: Path
     train: Settings | None = None
     predict: bool = True
+    again: bool = False
     options: PredictOptions = field(default_factory=PredictOptions)
     criteria: Criteria | None = None
     device: str = "auto"
@@ -76,8 +84,9 @@ def run(request: Request) -> str:
     found = find_particles(client, source.project, source.job, source.output)
     root = project_folder(client, found.project_uid)
     slots = outputs.free_slots(slot_names(found, source.output))
+    workspace = full_uid("W", source.workspace)
     title = "cryoforum: " + " and ".join(_verbs(request))
-    job = call("making the external job", client.create_external_job, found.project_uid, source.workspace, title=title,
+    job = call("making the external job", client.create_external_job, found.project_uid, workspace, title=title,
                desc=outputs.explanation(slots) if request.predict else "")  # fmt: skip
     needed = [name for name in ("blob", "ctf", "alignments3D") if name in slot_names(found, source.output)]
     call("adding the input", job.add_input, "particle", outputs.INPUT, min=1, max=1, slots=needed)
@@ -141,6 +150,10 @@ def predict_step(job: Any, request: Request, table: Path, root: Path) -> Path:
     if output.exists() and record.exists() and json.loads(record.read_text()) == identity:
         quietly("writing to the job's log", job.log, "this prediction was made before and is taken over")
         return output
+    if request.again:
+        raise HostError(
+            "these particles were not predicted with this model and these options; predict them first"
+        )
     device = choose_device(request.device)
     model = load_model(request.model_dir, device)
     particles = formats.read_particles(table, root)
@@ -203,7 +216,7 @@ def _queue(client: Any, project: str, job: Any, request: Request) -> None:
     name = outputs.SELECTED if request.criteria is not None else outputs.INPUT
     symmetry = load_model(request.model_dir, choose_device("cpu")).settings.symmetry
     made = call(
-        "making the reconstruction", client.create_job, project, request.source.workspace, "homo_reconstruct",
+        "making the reconstruction", client.create_job, project, full_uid("W", request.source.workspace), "homo_reconstruct",
         connections={"particles": (job.uid, name)}, params={"refine_symmetry": symmetry},
         title=f"Reconstruction of {job.uid} {name}",
     )  # fmt: skip

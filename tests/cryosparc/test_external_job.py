@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from blobs import blob_positions, blob_volume
 from chain import TINY
+from click.testing import CliRunner
 from fake_cryosparc import FakeCryoSPARC, fixtures
 from fake_cryosparc.faults import dropped_upload
 
@@ -20,6 +21,7 @@ from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
 from cryoforum_plugin.simulation.write import write_simulation
 from cryosparc_job.job import calls
+from cryosparc_job.job.cli import main
 from cryosparc_job.job.outputs import free_slots
 from cryosparc_job.job.steps import Request, Source, run
 
@@ -117,3 +119,28 @@ def test_a_run_without_a_model_fails_in_cryosparc_too(
 def test_our_components_take_the_first_free_numbers() -> None:
     assert list(free_slots(["blob"]).values()) == [0, 1, 2, 3]
     assert list(free_slots(["components_mode_0", "components_mode_2"]).values()) == [1, 3, 4, 5]
+
+
+def test_the_commands(cryosparc_server: FakeCryoSPARC, source: Source, tmp_path: Path) -> None:
+    where = ["--url", source.url, "--project", "1", "--workspace", "1", "--job", source.job.removeprefix("J"),
+             "--model-dir", str(tmp_path / "model")]  # fmt: skip
+    small = [*(text for text in TINY if "=" in text), "training.epochs=2"]
+    assigned = [part for text in small for part in ("--set", text)]
+    done = CliRunner().invoke(main, ["pipeline", *where, *assigned, "--keep", "0.5"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("done: J")
+    again = CliRunner().invoke(main, ["select", *where, "--keep", "0.25"])
+    assert again.exit_code == 0, again.output
+    first, second = (
+        cryosparc_server.state.datasets["P1", run.stdout.split()[1], "particles_selected"]
+        for run in (done, again)
+    )
+    assert set(second["uid"]) < set(first["uid"])
+    refused = CliRunner().invoke(main, ["select", *where, "--keep", "0.25", "--views", "4"])
+    assert refused.exit_code == 1
+    assert "predict them first" in refused.stderr
+    assert CliRunner().invoke(main, ["select", *where]).exit_code == 2
+    for command in ("train", "predict", "select", "pipeline"):
+        page = CliRunner().invoke(main, [command, "--help"])
+        assert "--model-dir" in page.output
+        assert "password" not in page.output
