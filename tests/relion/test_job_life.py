@@ -62,17 +62,17 @@ def ended(project: Project, name: str, thread: threading.Thread) -> tuple[str, l
 
 def test_a_training_that_is_aborted_stopped_killed_and_continued(relion_run: Run) -> None:
     project = relion_run.project
-    options = project.external(relion_run.train_star, job="train", epochs=8, set=QUICK_TRAINING)
+    options = project.external(relion_run.train_star, job="train", epochs=5, set=QUICK_TRAINING)
     name = project.schedule(EXTERNAL, options)
     abort = project.folder / name / "RELION_JOB_ABORT_NOW"
 
-    thread = run_until(project, name, "epoch 1/8")
+    thread = run_until(project, name, "epoch 1/5")
     abort.touch()  # what the GUI's Abort does
     start = time.monotonic()
     assert ended(project, name, thread) == ("aborted", ["ABORTED"])
     assert time.monotonic() - start < 15  # RELION itself looks once a second, and waits another
     assert not abort.exists()
-    assert "epoch 8/8" not in project.read(f"{name}run.out")
+    assert "epoch 5/5" not in project.read(f"{name}run.out")
     assert not [path for path in (project.folder / name).rglob(".*") if path.suffix != ".star"]
 
     abort.touch()  # left over: of the past, as its time says
@@ -92,7 +92,7 @@ def test_a_training_that_is_aborted_stopped_killed_and_continued(relion_run: Run
 
     project.start(name)
     assert (project.jobs()[name], flags(project, name)) == ("succeeded", ["SUCCESS"])
-    assert project.read(f"{name}run.out").count("epoch 1/8") == 1
+    assert project.read(f"{name}run.out").count("epoch 1/5") == 1
     assert project.nodes()[f"{name}model/reference.mrc"] == "6"
 
 
