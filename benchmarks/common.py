@@ -28,21 +28,26 @@ def run(folder: Path, *arguments: object) -> dict[str, Any]:
     """Run one `cryoforum` command in `folder`; return its command line, wall seconds and peak memory in GB."""
     command = [sys.executable, "-m", "cryoforum_plugin.cli.main", *map(str, arguments)]
     print("$ cryoforum", shlex.join(map(str, arguments)), flush=True)
-    start = time.monotonic()
-    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL)
-    try:
-        _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:  # the benchmark is being stopped
-        process.terminate()
-        raise
-    seconds = time.monotonic() - start
-    if status:
-        raise CommandFailed(f"the command above failed with {os.waitstatus_to_exitcode(status)}")
+    seconds, usage = run_process(command, folder)
     return {
         "command": "cryoforum " + shlex.join(map(str, arguments)),
         "seconds": round(seconds, 1),
         "peak_memory_GB": round(_maxrss_bytes(usage) / 1e9, 2),
     }
+
+
+def run_process(command: list[str], folder: Path, **streams: Any) -> tuple[float, resource.struct_rusage]:
+    """Run a command in `folder`; return its wall seconds and what it and its children used. Raises CommandFailed."""
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, **streams)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:  # the benchmark is being stopped
+        process.terminate()
+        raise
+    if status:
+        raise CommandFailed(f"the command above failed with {os.waitstatus_to_exitcode(status)}")
+    return time.monotonic() - start, usage
 
 
 def _maxrss_bytes(usage: resource.struct_rusage) -> int:

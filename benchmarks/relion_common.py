@@ -9,14 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import starfile
-from common import MAP, RESULTS, CommandFailed, run
+from common import MAP, RESULTS, CommandFailed, run, run_process
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.confidence.evaluation import angular_errors, error_figures
@@ -75,19 +74,11 @@ def timed(folder: Path, *command: object, log: str = os.devnull) -> dict[str, An
     words = [str(word) for word in command]
     print("$", shlex.join(words), flush=True)
     program = [sys.executable, "-m", "cryoforum_plugin.cli.main"] if words[0] == "cryoforum" else words[:1]
-    start = time.monotonic()
     with (folder / log).open("w") as out:
-        process = subprocess.Popen(
-            program + words[1:], cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-        )
         try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # the benchmark is being stopped
-            process.terminate()
-            raise
-    wall = time.monotonic() - start
-    if status:
-        raise CommandFailed(f"the command above failed with {os.waitstatus_to_exitcode(status)}; see {log}")
+            wall, usage = run_process(program + words[1:], folder, stdout=out, stderr=subprocess.STDOUT)
+        except CommandFailed as error:
+            raise CommandFailed(f"{error}; see {log}") from error
     return {
         "command": shlex.join(words),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),

@@ -243,6 +243,19 @@ def assemble(
     return with_values(settings, dict(assignments or {}))
 
 
+OPTIONS = {  # options that every front end has, and the settings they stand for
+    "symmetry": "symmetry",
+    "epochs": "training.epochs",
+    "seed": "training.seed",
+    "contrast": "images.contrast",
+}
+
+
+def option_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """{"section.key": value} of the options in OPTIONS, as `assemble` takes them."""
+    return {key: options[name] for name, key in OPTIONS.items()}
+
+
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
     """{"section.key": value} from "section.key=value". Raises SettingsError for another form."""
     pairs = {}

@@ -106,6 +106,15 @@ def user_errors(debug: bool) -> Iterator[None]:
         sys.exit(1)
 
 
+class ErrorGroup(click.RichGroup):
+    """A group whose commands end in one line when they fail; its option --debug keeps the traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        show_log()
+        with user_errors(debug=bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+
 def write_json(path: Path | None, figures: dict[str, Any], overwrite: bool) -> None:
     """Write `figures` to `path` (if given) as JSON, whole or not at all."""
     from cryoforum_plugin.atomic import atomic_file

@@ -7,7 +7,7 @@ import importlib
 import rich_click as click
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.cli.common import show_log, user_errors
+from cryoforum_plugin.cli.common import ErrorGroup
 
 COMMANDS = {
     "train": "Learn orientations from refined particles.",
@@ -22,7 +22,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.RichGroup):
+class LazyGroup(ErrorGroup):
     """A group that imports a command's module only when the command is looked up."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -34,11 +34,6 @@ class LazyGroup(click.RichGroup):
         module = importlib.import_module(f"cryoforum_plugin.cli.{cmd_name}")
         command: click.Command = module.command
         return command
-
-    def invoke(self, ctx: click.Context) -> object:
-        show_log()
-        with user_errors(debug=bool(ctx.params.get("debug"))):
-            return super().invoke(ctx)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

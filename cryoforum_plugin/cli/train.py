@@ -138,7 +138,7 @@ def _network_of(model_dir: Path) -> Any:
 def _settings(options: dict[str, Any]) -> Any:
     """Settings from preset, then config file, then options, then --set."""
     from cryoforum_plugin.errors import SettingsError
-    from cryoforum_plugin.settings import assemble, parse_assignments, read_config
+    from cryoforum_plugin.settings import assemble, option_values, parse_assignments, read_config
 
     try:
         assignments = parse_assignments(options["assignments"])
@@ -148,16 +148,13 @@ def _settings(options: dict[str, Any]) -> Any:
         options["preset"],
         network=None if options["init_from"] is None else _network_of(options["init_from"]),
         config=None if options["config_file"] is None else read_config(options["config_file"]),
-        options={
-            "symmetry": options["symmetry"],
-            "training.epochs": options["epochs"],
+        options=option_values(options)
+        | {
             "training.batch_size": options["batch_size"],
             "images.size_px": options["image_size"],
             "images.diameter_A": options["diameter"],
             "images.ctf": "none" if options["no_ctf"] else None,
-            "images.contrast": options["contrast"],
             "training.validation_fraction": options["validation_fraction"],
-            "training.seed": options["seed"],
         },
         assignments=assignments,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -20,6 +19,7 @@ from lightning_fabric import Fabric
 
 from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file, check_directory, check_output
+from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import ModelError, OutputError, SettingsError
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, build_network, load_model, save_model
@@ -123,8 +123,8 @@ def train(
     _check_freezing(settings, init_from, fabric)
     identity = {
         "settings": flatten(settings),
-        "inputs": [_checksum(path) for path in inputs],
-        "init_from": None if init_from is None else _checksum(init_from / "model.pt"),
+        "inputs": [checksum(path) for path in inputs],
+        "init_from": None if init_from is None else checksum(init_from / "model.pt"),
         "processes": fabric.world_size,
         "precision": precision,
         "version": __version__,
@@ -154,10 +154,6 @@ def train(
                 shutil.copyfile(directory / "checkpoint" / name, temporary)
         save_model(directory, model, _provenance(prepared, identity, inputs))
     return model.calibration
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_freezing(settings: Settings, init_from: Path | None, fabric: Fabric) -> None:

@@ -9,20 +9,13 @@ from typing import Any, TypeVar
 import rich_click as click
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.cli.common import show_log, user_errors
+from cryoforum_plugin.cli.common import ErrorGroup
 from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Group(click.RichGroup):
-    def invoke(self, ctx: click.Context) -> object:
-        show_log()
-        with user_errors(debug=bool(ctx.params.get("debug"))):
-            return super().invoke(ctx)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cryoforum-cryosparc")
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 def main(debug: bool) -> None:
@@ -136,17 +129,12 @@ def _criteria(options: dict[str, Any]) -> Any:
 
 
 def _settings(options: dict[str, Any]) -> Any:
-    from cryoforum_plugin.settings import assemble, parse_assignments, read_config
+    from cryoforum_plugin.settings import assemble, option_values, parse_assignments, read_config
 
     return assemble(
         options["preset"],
         config=None if options["config"] is None else read_config(options["config"]),
-        options={
-            "symmetry": options["symmetry"],
-            "training.epochs": options["epochs"],
-            "training.seed": options["seed"],
-            "images.contrast": options["contrast"],
-        },
+        options=option_values(options),
         assignments=parse_assignments(options["assignments"]),
     )
 

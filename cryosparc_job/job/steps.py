@@ -6,7 +6,6 @@ writes a finished prediction again without predicting again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from cryoforum_plugin import __version__, formats
 from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.confidence.selection import Criteria, select_particles
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.network.device import choose_device, choose_precision
@@ -99,12 +99,13 @@ def run(request: Request) -> str:
         name = f"{found.project_uid}_{found.uid}_{source.output}"
         folder = request.model_dir.with_name(f"{request.model_dir.name}_cryosparc") / name
         table = save_particles(found, source.output, folder / "particles.cs")
-        _report_halves(job, formats.read_particles(table, root))
+        particles = formats.read_particles(table, root)
+        _report_halves(job, particles)
         if request.train is not None:
-            train_step(job, request, table, root)
+            train_step(job, request, table, particles)
         check_alive(job)
         if request.predict:
-            predicted = predict_step(job, request, table, root)
+            predicted = predict_step(job, request, table, particles)
             check_alive(job)
             keep = None if request.criteria is None else select_step(job, request.criteria, predicted, root)
             outputs.save(job, names, predicted, keep)
@@ -119,14 +120,13 @@ def _verbs(request: Request) -> list[str]:
     return verbs + (["select"] if request.criteria is not None else [])
 
 
-def train_step(job: Any, request: Request, table: Path, root: Path) -> None:
+def train_step(job: Any, request: Request, table: Path, particles: ParticleSet) -> None:
     """Train on the particles, or go on with a training that was interrupted."""
     assert request.train is not None
     directory, device = request.model_dir, choose_device(request.device)
     precision = choose_precision("auto", device)
     fabric = make_fabric(request.device, 1, 1, precision)
     resume = (directory / "checkpoint").is_dir() and not (directory / "model.pt").exists()
-    particles = formats.read_particles(table, root)
     quietly("writing to the job's log", job.log, f"training on {len(particles)} particles, {device}")
     calibration = train(particles, [table], directory, request.train, fabric, precision, resume=resume)
     write_report(directory, directory / "report.html")
@@ -137,12 +137,14 @@ def train_step(job: Any, request: Request, table: Path, root: Path) -> None:
     quietly("marking a checkpoint", job.log_checkpoint, {"stage": "trained"})
 
 
-def predict_step(job: Any, request: Request, table: Path, root: Path) -> Path:
+def predict_step(job: Any, request: Request, table: Path, particles: ParticleSet) -> Path:
     """Predict the particles, or take over what an earlier run predicted; return the predicted .cs file."""
     output, record = table.with_name("predicted.cs"), table.with_name("predicted.json")
+    if not (request.model_dir / "model.pt").is_file():
+        raise HostError(f"{request.model_dir} holds no model.pt; train a model there first")
     identity = {
-        "particles": _checksum(table),
-        "model": _checksum(request.model_dir / "model.pt"),
+        "particles": checksum(table),
+        "model": checksum(request.model_dir / "model.pt"),
         "views": request.options.views,
         "contrast": request.options.contrast,
         "version": __version__,
@@ -156,7 +158,6 @@ def predict_step(job: Any, request: Request, table: Path, root: Path) -> Path:
         )
     device = choose_device(request.device)
     model = load_model(request.model_dir, device)
-    particles = formats.read_particles(table, root)
     prediction = predict_particles(
         model, particles, device, choose_precision("auto", device), request.options
     )
@@ -221,11 +222,3 @@ def _queue(client: Any, project: str, job: Any, request: Request) -> None:
         title=f"Reconstruction of {job.uid} {name}",
     )  # fmt: skip
     call(f"queueing {made.uid}", made.queue, request.lane)
-
-
-def _checksum(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise HostError(f"cannot read {path}: {error.strerror}; train a model there first") from error

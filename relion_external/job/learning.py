@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cryoforum_plugin import __version__
+from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.network.device import choose_device, choose_precision
@@ -17,12 +18,19 @@ from cryoforum_plugin.network.model import Model, load_model
 from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.report import write_report
-from cryoforum_plugin.settings import Settings, assemble, flatten, parse_assignments, read_config
+from cryoforum_plugin.settings import (
+    Settings,
+    assemble,
+    flatten,
+    option_values,
+    parse_assignments,
+    read_config,
+)
 from cryoforum_plugin.training.loop import make_fabric
 from cryoforum_plugin.training.train import train
 from relion_external.job.command_line import parameter
 from relion_external.job.parameters import HOST, Job
-from relion_external.job.workspace import Workspace, checksum, describe, naming, read_here, same
+from relion_external.job.workspace import Workspace, describe, naming, read_here, same
 
 LOG = logging.getLogger("cryoforum")
 USELESS_DEG = 20.0  # beyond the reach of any local search
@@ -72,12 +80,7 @@ def training_settings(job: Job) -> Settings:
         return assemble(
             job.preset,
             config={key: value for key, value in config.items() if not key.startswith("job.")},
-            options={
-                "symmetry": job.symmetry,
-                "training.epochs": job.epochs,
-                "training.seed": job.seed,
-                "images.contrast": job.contrast,
-            },
+            options=option_values(vars(job)),
             assignments=parse_assignments(job.set.split()),
         )
 
@@ -95,8 +98,8 @@ def _refuse_changes(work: Workspace, identity: dict[str, Any]) -> None:
     )
 
 
-def predict_step(work: Workspace, model_folder: Path) -> Path:
-    """Predict the input particles; return predicted.star."""
+def predict_step(work: Workspace, model_folder: Path, particles: ParticleSet) -> Path:
+    """Predict `particles`, those of the input; return predicted.star."""
     job, output = work.job, work.path("predicted.star")
     device = choose_device(job.device)
     model = load_model(model_folder, device)
@@ -112,16 +115,20 @@ def predict_step(work: Workspace, model_folder: Path) -> Path:
     if work.finished("predict", identity, output):
         LOG.info("predicting: finished in an earlier run of this job, kept")
     else:
-        _predict(work, model, device, output, identity)
+        _predict(work, model, particles, device, output, identity)
     work.made.append(output.name)
     return output
 
 
 def _predict(
-    work: Workspace, model: Model, device: torch.device, output: Path, identity: dict[str, Any]
+    work: Workspace,
+    model: Model,
+    particles: ParticleSet,
+    device: torch.device,
+    output: Path,
+    identity: dict[str, Any],
 ) -> None:
     job = work.job
-    particles = read_here(job.in_parts)
     LOG.info("predicting: %s, %d particles, on %s", job.in_parts, len(particles), device)
     options = PredictOptions(job.views, contrast=job.contrast)
     prediction = predict_particles(model, particles, device, choose_precision("auto", device), options)

@@ -11,6 +11,7 @@ from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.network.device import choose_device
+from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.report import write_report
 from relion_external.job.choosing import (
     check_reconstruction,
@@ -67,7 +68,7 @@ def _after_training(work: Workspace) -> None:
     if job.job == "select":
         work.note("data", describe(job.in_parts, particles))
     else:
-        predicted, name = _predicted(work), "predicted.star"
+        predicted, name = _predicted(work, particles), "predicted.star"
         particles = read_particles(predicted)
     symmetry = symmetry_of(job, predicted) if job.job == "select" else str(work.record["symmetry"])
     work.record |= {"symmetry": symmetry, "tables": {"all": str(predicted)}}
@@ -82,12 +83,12 @@ def _after_training(work: Workspace) -> None:
         reconstruct_step(work, sets, symmetry, mask)
 
 
-def _predicted(work: Workspace) -> Path:
+def _predicted(work: Workspace, particles: ParticleSet) -> Path:
     job = work.job
     if job.job == "predict":
-        return predict_step(work, find_model(job))
+        return predict_step(work, find_model(job), particles)
     assert job.train_particles is not None
-    return predict_step(work, train_step(work, job.train_particles))
+    return predict_step(work, train_step(work, job.train_particles), particles)
 
 
 def _kind(name: str) -> NodeKind:

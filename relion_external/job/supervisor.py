@@ -1,7 +1,8 @@
 """The contract with RELION: starts the worker, obeys an abort, and leaves exactly one flag in every ending.
 
 The work runs in a process of its own, so that whatever ends it (a signal, the kernel's memory killer, a crash
-in a library) still leaves a flag; RELION waits for ever for a job without one.
+in a library) still leaves a flag; RELION waits for ever for a job without one. Only when both processes are killed
+at once, or the node is lost, nobody is left to write it.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ _GUI_WORDS = {  # of the `cryoforum` command: of RELION's GUI; whole phrases bef
     "--validation-fraction": "training.validation_fraction",
     "--diameter": "images.diameter_A in the parameter set",
     ", or set --data-root": "",
+    "check the name and the current folder": "check the name and the project folder",
 }
 
 

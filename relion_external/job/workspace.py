@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -118,17 +117,6 @@ def describe(path: Path, particles: ParticleSet) -> dict[str, Any]:
         "orientations": "yes" if particles.rotation is not None else "no",
         "CTF": "yes" if particles.ctf is not None else "no",
     }
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file. Raises HostError when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise HostError(
-            f"cannot read {path}: {error.strerror}; check the name and the project folder"
-        ) from error
 
 
 @contextmanager

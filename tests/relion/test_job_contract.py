@@ -1,4 +1,4 @@
-"""The External-job contract without RELION: flags in every ending, messages, node files, templates, help."""
+"""The External-job contract without RELION: flags in every ending, Continue, refusals."""
 
 from __future__ import annotations
 
@@ -16,23 +16,18 @@ import numpy as np
 import pytest
 import starfile
 from chain import TINY, simulate
-from click.testing import CliRunner
 from conftest import build_particles
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.errors import CryoForumError, HostError
-from relion_external.job import cli, supervisor
-from relion_external.job.command_line import job_folder, parse_job
+from cryoforum_plugin.errors import CryoForumError
+from relion_external.job import supervisor
+from relion_external.job.command_line import parse_job
 from relion_external.job.learning import warn_of_one_half
-from relion_external.job.nodes import HALF_MAP, LOG_FILE, PARTICLES, REFERENCE, write_output_nodes
-from relion_external.job.parameters import FREE_PARAMETERS, Job
 from relion_external.job.steps import run_job
 from relion_external.job.supervisor import Supervisor, supervise
-from relion_external.job.templates import write_templates
 from relion_external.job.worker import in_gui_words
 
 FLAGS = {"RELION_JOB_EXIT_SUCCESS", "RELION_JOB_EXIT_FAILURE", "RELION_JOB_EXIT_ABORTED"}
-HOST_LINE = "--o External/job005/ --in_parts Import/job001/particles.star"
 SET = " ".join(value for value in TINY if "=" in value)
 
 
@@ -46,115 +41,6 @@ def run_python(folder: Path, code: str) -> tuple[int, set[str]]:
     folder.mkdir(exist_ok=True)
     exit_code = Supervisor(folder, [sys.executable, "-c", code], dict(os.environ)).run()
     return exit_code, flags(folder)
-
-
-# --- arguments
-
-
-def test_a_command_line_of_relion_with_everything_in_it() -> None:
-    job = parse_job(
-        f"{HOST_LINE} --in_3Dref External/job002/model/reference.mrc --job predict --min_confidence 0.5"
-        " --auto --keep --set training.epochs=3 images.size_px=48 --model my models/first --views 8"
-        " --reconstruct Yes --j 4 --pipeline_control External/job005/ --pipeline-control".split()
-    )
-    assert job == Job(
-        job="predict",
-        o=Path("External/job005"),
-        in_parts=Path("Import/job001/particles.star"),
-        in_3dref=Path("External/job002/model/reference.mrc"),
-        j=4,
-        model=Path("my models/first"),
-        min_confidence=0.5,
-        auto=True,
-        views=8,
-        reconstruct=True,
-        set="training.epochs=3 images.size_px=48",
-    )
-
-
-def test_values_of_yes_and_no() -> None:
-    for text, value in (
-        ("Yes", True),
-        ("true", True),
-        ("1", True),
-        ("No", False),
-        ("false", False),
-        ("0", False),
-    ):
-        assert parse_job(f"{HOST_LINE} --job train --reconstruct {text}".split()).reconstruct is value
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        ("--job pipelin", "parameter 'job' on the Params tab: 'pipelin' is not one of"),
-        ("--job predict --modle x", "unknown parameter 'modle' on the Params tab; did you mean 'model'?"),
-        ("--job predict --mode x", "unknown parameter 'mode'"),
-        ("--job train --qqq x", "known are job, train_particles"),
-        ("--job predict", "no model"),
-        ("--job pipeline", "train_particles"),
-        ("--job select", "nothing to select by"),
-        ("--job select --keep 2", "parameter 'keep' on the Params tab: 2.0 is not in the range"),
-        ("--job select --keep nan", "parameter 'keep' on the Params tab: nan is not a number"),
-        ("--job train --config absent.toml", "parameter 'config' on the Params tab: cannot read absent.toml"),
-        ("--job train --epochs many", "parameter 'epochs' on the Params tab"),
-        ("--job train --j 0", "'Number of threads' on the Running tab"),
-        ("--job train --seed 1 --seed 2", "given twice"),
-        ("--job train --in_mics mics.star", "works on particles"),
-        ("--job train --refine yes", "does not refine"),
-        ("--job train --train_particles x.star", "'train_particles'"),
-        ("", "no parameter 'job'"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_said_in_words_of_the_gui(more: str, words: str) -> None:
-    with pytest.raises(HostError, match=r".") as error:
-        parse_job(f"{HOST_LINE} {more}".split())
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_no_particles() -> None:
-    with pytest.raises(HostError, match="'Input particles' on the Input tab"):
-        parse_job(["--o", "External/job005/", "--job", "train", "--j", "1"])
-    with pytest.raises(HostError, match="stands before any label"):
-        parse_job(["value", "--o", "x"])
-    assert job_folder(["value", "--o", "x"]) == Path("x")
-
-
-def test_parameters_from_a_file_give_way_to_the_params_tab(tmp_path: Path) -> None:
-    config = tmp_path / "all parameters.toml"
-    config.write_text('[job]\njob = "train"\nepochs = 7\nsymmetry = "D2"\n[training]\nbatch_size = 32\n')
-    job = parse_job(f"{HOST_LINE} --config {config} --epochs 9".split(" "))
-    assert (job.job, job.epochs, job.symmetry) == ("train", 9, "D2")
-    config.write_text('preset = "fast"\n')
-    assert parse_job(f"{HOST_LINE} --job train --config {config}".split(" ")).preset == "fast"
-    config.write_text('[job]\njbo = "train"\n')
-    with pytest.raises(HostError, match="did you mean 'job'"):
-        parse_job(f"{HOST_LINE} --config {config}".split(" "))
-
-
-def test_parameters_of_other_jobs_are_named() -> None:
-    job = parse_job(f"{HOST_LINE} --job train --epochs 3 --keep 0.5 --model x --symmetry C4".split())
-    assert job.unused() == ["model", "keep"]
-    assert parse_job(f"{HOST_LINE} --job select --keep 0.5 --in_3dref ref.mrc".split()).unused() == [
-        "in_3dref"
-    ]
-
-
-def test_job_folder() -> None:
-    assert job_folder(["--in_parts", "x", "--o", "External/job001/"]) == Path("External/job001")
-    assert job_folder(["--in_parts", "x"]) is None
-
-
-def test_messages_of_the_core_speak_of_the_gui() -> None:
-    assert in_gui_words("or pass --no-ctf if so") == "or set the parameter set to images.ctf=none if so"
-    assert in_gui_words("loosen (or use --auto)") == "loosen (or use the parameter auto)"
-    assert in_gui_words("m exists already; choose another output or pass --overwrite").endswith(
-        "start a new job"
-    )
-
-
-# --- endings
 
 
 def test_success_and_failure(tmp_path: Path) -> None:
@@ -408,120 +294,6 @@ def test_changed_settings_of_a_training_are_named(predicted: Path) -> None:
         SET,
     )
     assert "training.epochs 2 -> 4" in refusal(predicted, *pipeline, "--epochs", 4)
-
-
-# --- what RELION reads
-
-
-V31 = """
-data_pipeline_nodes
-
-loop_
-_rlnPipeLineNodeName #1
-_rlnPipeLineNodeType #2
-Import/job001/particles.star 3
-"""
-V4 = """
-# version 30001
-
-data_pipeline_nodes
-
-loop_
-_rlnPipeLineNodeName #1
-_rlnPipeLineNodeTypeLabel #2
-Import/job001/mask.mrc Mask3D.mrc.relion
-"""
-V5 = """
-# version 50001
-
-data_pipeline_nodes
-
-loop_
-_rlnPipeLineNodeName #1
-_rlnPipeLineNodeTypeLabel #2
-_rlnPipeLineNodeTypeLabelDepth #3
-"""
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "particles"),
-    [
-        (V31, None),
-        (V4, "ParticlesData.star.relion.cryoforum"),
-        (V5, "ParticleGroupMetadata.star.relion.cryoforum"),
-        (
-            V5 + "Extract/job002/particles.star ParticlesData.star.relion 1\n",
-            "ParticlesData.star.relion.cryoforum",
-        ),
-        ("", "ParticleGroupMetadata.star.relion.cryoforum"),
-    ],
-)
-def test_node_files_of_every_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: str, particles: str | None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder = Path("External/job002")
-    folder.mkdir(parents=True)
-    if pipeline:
-        (folder / "job_pipeline.star").write_text(pipeline)
-    write_output_nodes(
-        folder,
-        [("predicted.star", PARTICLES), ("half1.mrc", HALF_MAP), ("model/reference.mrc", REFERENCE), ("logfile.pdf", LOG_FILE)],
-    )  # fmt: skip
-    nodes = starfile.read(folder / "RELION_OUTPUT_NODES.star")
-    assert nodes["rlnPipeLineNodeName"].tolist()[0] == "External/job002/predicted.star"
-    assert nodes["rlnPipeLineNodeType"].tolist() == [3, 10, 6, 13]
-    if particles is None:
-        assert "rlnPipeLineNodeTypeLabel" not in nodes
-    else:
-        labels = nodes["rlnPipeLineNodeTypeLabel"].tolist()
-        assert labels[0] == particles
-        assert labels[1].startswith("DensityMap.mrc.")
-        assert "halfmap" in labels[1]
-        assert "LogFile.pdf.relion" in labels[3]
-
-
-def test_templates_hold_known_parameters_and_fit_the_params_tab(tmp_path: Path) -> None:
-    known = {option.name for option in FREE_PARAMETERS}
-    paths = write_templates(tmp_path, "cryoforum-relion", fill_gui="predict")
-    assert [path.parent.name for path in list(paths)[:4]] == ["train", "predict", "select", "pipeline"]
-    for path in paths:
-        options = starfile.read(path)["joboptions_values"]
-        values = dict(zip(options["rlnJobOptionVariable"], options["rlnJobOptionValue"], strict=True))
-        labels = [value for key, value in values.items() if key.endswith("_label")]
-        assert set(labels) <= known
-        assert len(labels) <= 10
-        given = [
-            f"--{values[f'param{i}_label']} {values[f'param{i}_value']}" for i in range(1, len(labels) + 1)
-        ]
-        given += [f"--in_3dref {values['in_3dref']}"] if "in_3dref" in values else []
-        job = parse_job(
-            f"--o External/job009/ --in_parts {values['in_part']} {' '.join(given)} --j 2".split()
-        )
-        assert job.unused() == []
-        assert job.job == ("predict" if path.name.startswith(".") else path.parent.name)
-    assert (tmp_path / ".gui_externaljob.star").exists()
-
-
-def test_help_lists_every_parameter_and_install_template(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli._commands(), ["--help"])
-    assert result.exit_code == 0
-    for option in FREE_PARAMETERS:
-        assert f"--{option.name}" in result.output
-    assert CliRunner().invoke(cli.install_template, [str(tmp_path)]).exit_code == 0
-    again = CliRunner().invoke(cli.install_template, [str(tmp_path), "--fill-gui", "select"])
-    assert again.output.count("kept: ") == 4
-    assert again.output.count("written: ") == 1
-    absent = CliRunner().invoke(cli.install_template, [str(tmp_path / "absent")])
-    assert "is not a folder" in absent.output
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from relion_external.job.cli import _commands; _commands(); print('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "False\n"
-    )
 
 
 def test_out_of_memory_is_recognised(tmp_path: Path) -> None:
