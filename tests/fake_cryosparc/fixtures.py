@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fake_cryosparc.server import FakeCryoSPARC
 from fake_cryosparc.synthetic import add_refinement
 
-__all__ = ["add_refinement", "clean_environment", "cryosparc_server", "login"]
+__all__ = ["add_refinement", "clean_environment", "closed_clients", "cryosparc_server", "login"]
 
 for _name in [name for name in os.environ if name.startswith("CRYOSPARC_")]:
     del os.environ[_name]
@@ -46,6 +48,25 @@ def clean_environment(config_home: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(config_home))
     get_default_auth_config_path.cache_clear()
+
+
+@contextmanager
+def closed_clients() -> Iterator[None]:
+    """Close the connections of every client made in the block: left to the garbage collector they warn."""
+    import httpx
+
+    opened: list[httpx.Client] = []
+    make = httpx.Client.__init__
+
+    def remember(self: httpx.Client, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        opened.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx.Client, "__init__", remember)
+        yield
+    for client in opened:
+        client.close()
 
 
 @pytest.fixture
