@@ -10,19 +10,19 @@ from torch import Tensor
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.confidence.selection import Criteria, select_particles
-from cryoforum_plugin.errors import CryoForumError, HostError
+from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import write_particles
+from cryoforum_plugin.host_job.record import read_record
+from cryoforum_plugin.host_job.steps import reconstruct_sets
 from cryoforum_plugin.images.stacks import StackReader
-from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.particles import ParticleSet
-from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.half_sets import half_set_rows
-from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
+from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings
 from cryoforum_plugin.reconstruction.write import write_fsc, write_map
 from cryoforum_plugin.simulation.volume import read_map
 from relion_external.job.learning import check_symmetry, warn_of_one_half
 from relion_external.job.parameters import HOST, Job
-from relion_external.job.workspace import Workspace, naming, read_record
+from relion_external.job.workspace import Workspace, naming
 
 LOG = logging.getLogger("cryoforum")
 
@@ -75,26 +75,15 @@ def reconstruct_step(
     work: Workspace, sets: dict[str, ParticleSet], symmetry: str, mask: Tensor | None
 ) -> None:
     """FSC of every set; half maps of the selected particles, or of all where none were selected."""
-    job, resolutions = work.job, {}
-    device = choose_device(job.device)
-    kept = "selected" if "selected" in sets else "all"
-    for name, particles in sets.items():
-        settings = ReconstructionSettings(symmetry=symmetry)
-        with progress(f"reconstructing {name}", len(particles)) as advance:
-            try:
-                result = reconstruct(
-                    particles, StackReader(particles.stacks), settings, device, lambda n: advance(n, ""), mask
-                )  # fmt: skip
-            except CryoForumError as error:
-                if name == kept and job.reconstruct:
-                    raise
-                LOG.warning("%s particles are not reconstructed: %s", name, error)
-                continue
-        resolutions[f"resolution at FSC 0.143, {name} (A)"] = round(result.resolution_0143_A, 3)
-        LOG.info("reconstructing: %s: %.2f A at FSC 0.143", name, result.resolution_0143_A)
+    job, kept = work.job, "selected" if "selected" in sets else "all"
+    settings = ReconstructionSettings(symmetry=symmetry)
+    results = reconstruct_sets(sets, settings, job.device, kept if job.reconstruct else "", mask)
+    for name, result in results.items():
         _write(work, name, result, maps=name == kept)
-        for text in result.notes:
-            LOG.warning("%s", text)
+    resolutions = {
+        f"resolution at FSC 0.143, {name} (A)": round(result.resolution_0143_A, 3)
+        for name, result in results.items()
+    }
     work.note("reconstruct", {"symmetry": symmetry, **resolutions})
 
 

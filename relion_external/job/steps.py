@@ -10,6 +10,7 @@ from cryoforum_plugin.confidence.selection import Criteria
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.host_job.steps import describe
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.report import write_report
@@ -24,7 +25,7 @@ from relion_external.job.command_line import parameter
 from relion_external.job.learning import find_model, predict_step, train_step
 from relion_external.job.nodes import HALF_MAP, LOG_FILE, PARTICLES, REFERENCE, NodeKind, write_output_nodes
 from relion_external.job.parameters import HOST, Job
-from relion_external.job.workspace import Workspace, describe, naming, read_here
+from relion_external.job.workspace import Workspace, naming, read_here
 
 LOG = logging.getLogger("cryoforum")
 _REPLACED = ("selected.star", "rejected.star", "half1.mrc", "half2.mrc")  # gone when not made again
@@ -66,12 +67,12 @@ def _after_training(work: Workspace) -> None:
     mask = check_reconstruction(work, particles)
     predicted, name = job.in_parts, "all"
     if job.job == "select":
-        work.note("data", describe(job.in_parts, particles))
+        work.note("data", describe(str(job.in_parts), particles))
     else:
         predicted, name = _predicted(work, particles), "predicted.star"
         particles = read_particles(predicted)
-    symmetry = symmetry_of(job, predicted) if job.job == "select" else str(work.record["symmetry"])
-    work.record |= {"symmetry": symmetry, "tables": {"all": str(predicted)}}
+    symmetry = symmetry_of(job, predicted) if job.job == "select" else str(work.values["symmetry"])
+    work.values |= {"symmetry": symmetry, "tables": {"all": str(predicted)}}
     sets = {"all": particles}
     criteria = Criteria(job.min_confidence, job.max_error, job.keep, auto=job.auto)
     if job.job == "pipeline" and not criteria.any():

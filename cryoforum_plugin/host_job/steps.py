@@ -1,0 +1,186 @@
+"""Training and prediction as steps of a job that may be run again: what is finished is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cryoforum_plugin import __version__
+from cryoforum_plugin.checksum import checksum
+from cryoforum_plugin.errors import CryoForumError, HostError
+from cryoforum_plugin.formats import write_particles
+from cryoforum_plugin.host_job.record import JobRecord, same
+from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.network.device import choose_device, choose_precision
+from cryoforum_plugin.network.model import Model
+from cryoforum_plugin.particles import ParticleSet, Prediction
+from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
+from cryoforum_plugin.progress import progress
+from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
+from cryoforum_plugin.settings import Settings, flatten
+from cryoforum_plugin.training.loop import make_fabric
+from cryoforum_plugin.training.train import train
+
+LOG = logging.getLogger("cryoforum")
+USELESS_DEG = 20.0  # beyond the reach of any local search
+
+
+def describe(name: str, particles: ParticleSet) -> dict[str, Any]:
+    """What a table holds, in a few figures; `name` says where it is from."""
+    sizes = sorted({f"{size:g}" for size in np.unique(particles.pixel_size_A)})
+    halves = {half: int((particles.half_set == half).sum()) for half in (1, 2)}
+    return {
+        "input": name,
+        "particles": len(particles),
+        "image stacks": len(particles.stacks),
+        "pixel size (A)": ", ".join(sizes),
+        "optics groups": len(np.unique(particles.optics_group)),
+        "micrographs": int(particles.micrograph.max()) + 1,
+        "half sets": f"{halves[1]} + {halves[2]}" if any(halves.values()) else "none",
+        "orientations": "yes" if particles.rotation is not None else "no",
+        "CTF": "yes" if particles.ctf is not None else "no",
+    }
+
+
+def train_model(
+    record: JobRecord,
+    directory: Path,
+    table: Path,
+    read: Callable[[], ParticleSet],
+    settings: Settings,
+    device_name: str,
+    *,
+    name: str = "",
+    start_anew: str = "start a new job",
+    init_from: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train on the particles that `read` gives of `table`, go on with that, or keep it when it is finished.
+
+    name : of the particles in the record; default `table`. start_anew : advice when an unfinished training
+    was begun with other settings. Raises HostError for that, and what `train` raises.
+    """
+    identity: dict[str, Any] = {"particles": checksum(table), "settings": flatten(settings)}
+    if init_from is not None:
+        identity["init_from"] = checksum(init_from / "model.pt")
+    if not overwrite:
+        if record.finished("train", identity, directory / "model.pt"):
+            LOG.info("training: finished in an earlier run of this job, kept")
+            return
+        _refuse_changes(record, directory, identity, start_anew)
+    device = choose_device(device_name)
+    precision = choose_precision("auto", device)
+    particles = read()
+    data = describe(name or str(table), particles)
+    record.note("train", {**data, "identity": identity})
+    LOG.info("training: %s, %d particles, on %s", name or table, len(particles), device)
+    resume = (directory / "checkpoint").is_dir() and not overwrite
+    fabric = make_fabric(device_name, 1, 1, precision)
+    calibration = train(
+        particles, [table], directory, settings, fabric, precision,
+        init_from=init_from, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    errors = {
+        f"validation median, {views} views (deg)": round(values["validation_median_deg"], 3)
+        for views, values in calibration["views"].items()
+    }
+    best_deg = min(errors.values())
+    if best_deg > USELESS_DEG:
+        LOG.warning("the model is %.0f deg off (median of the validation particles): train longer, or on more "
+                    "particles, before anything is chosen by it", best_deg)  # fmt: skip
+    record.note("train", {**data, **errors, "finished": True, "identity": identity})
+
+
+def _refuse_changes(record: JobRecord, directory: Path, identity: dict[str, Any], start_anew: str) -> None:
+    """Refuse to go on with a training that was begun otherwise."""
+    before = record.values.get("train", {}).get("identity", identity)
+    if same(before, identity) or not directory.exists():
+        return
+    old, new = before["settings"], identity["settings"]
+    changed = [f"{key} {value} -> {new.get(key)}" for key, value in old.items() if new.get(key) != value]
+    what = f"settings ({', '.join(changed)})" if changed else "particles"
+    raise HostError(
+        f"the training of this job was begun with other {what}; set them back to continue it, or {start_anew}"
+    )
+
+
+def prediction_identity(table: Path, model_folder: Path, options: PredictOptions) -> dict[str, Any]:
+    """What makes a prediction the same as an earlier one."""
+    return {
+        "particles": checksum(table),
+        "model": checksum(model_folder / "model.pt"),
+        "views": options.views,
+        "contrast": options.contrast,
+        "version": __version__,
+    }
+
+
+def predict_table(
+    record: JobRecord,
+    model: Model,
+    identity: dict[str, Any],
+    particles: ParticleSet,
+    output: Path,
+    options: PredictOptions,
+    device_name: str,
+    name: str,
+) -> None:
+    """Predict `particles` into the table `output`, unless an earlier run has done so.
+
+    identity : from `prediction_identity`. name : of the particles in the record.
+    """
+    if record.finished("predict", identity, output):
+        LOG.info("predicting: finished in an earlier run of this job, kept")
+        return
+    device = choose_device(device_name)
+    LOG.info("predicting: %s, %d particles, on %s", name, len(particles), device)
+    prediction = predict_particles(model, particles, device, choose_precision("auto", device), options)
+    write_particles(particles, output, prediction, overwrite=True)
+    LOG.info("predicting: %s", _summary(prediction))
+    record.note("predict", {**describe(name, particles), "finished": True, "identity": identity})
+
+
+def _summary(prediction: Prediction) -> str:
+    """How good the prediction thinks it is; rows that could not be predicted hold nan."""
+    expected_deg = prediction.expected_error_deg
+    assert expected_deg is not None
+    confident = 100 * float((np.nan_to_num(prediction.confidence) > 0.5).mean())
+    unusable = int(np.isnan(prediction.confidence).sum())
+    return (
+        f"median expected error {float(np.nanmedian(expected_deg)):.2f} deg, {confident:.0f} % with confidence above "
+        f"0.5, {unusable} images unusable"
+    )
+
+
+def reconstruct_sets(
+    sets: dict[str, ParticleSet],
+    settings: ReconstructionSettings,
+    device_name: str,
+    required: str = "",
+    mask: Any = None,
+) -> dict[str, Reconstruction]:
+    """Half maps and FSC of every set that can be reconstructed, by its name.
+
+    required : the set whose failure is an error; others are left out with a warning.
+    """
+    results, device = {}, choose_device(device_name)
+    for name, particles in sets.items():
+        with progress(f"reconstructing {name}", len(particles)) as advance:
+            try:
+                result = reconstruct(
+                    particles, StackReader(particles.stacks), settings, device, lambda n: advance(n, ""), mask
+                )  # fmt: skip
+            except CryoForumError as error:
+                if name == required:
+                    raise
+                LOG.warning("%s particles are not reconstructed: %s", name, error)
+                continue
+        LOG.info("reconstructing: %s: %.2f A at FSC 0.143", name, result.resolution_0143_A)
+        for text in result.notes:
+            LOG.warning("%s", text)
+        results[name] = result
+    return results
