@@ -14,7 +14,11 @@ from cryoforum_plugin.particles.concatenation import concatenate
 
 logger = logging.getLogger("cryoforum")
 
-_ADAPTERS = {".star": "relion_external.particles", ".cs": "cryosparc_job.dataset"}
+_ADAPTERS = {
+    ".star": "relion_external.particles",
+    ".cs": "cryosparc_job.dataset",
+    ".csg": "cryosparc_job.dataset",
+}
 
 
 class Adapter(Protocol):
@@ -36,12 +40,19 @@ def adapter_for(path: Path) -> Adapter:
     """Import and return the adapter for a path's suffix. Raises ParticleFileError for an unknown one."""
     module = _ADAPTERS.get(path.suffix.lower())
     if module is None:
-        raise ParticleFileError(f"{path}: unknown kind of particle file; the name must end in .star or .cs")
+        raise ParticleFileError(
+            f"{path}: unknown kind of particle file; the name must end in .star, .cs or .csg"
+        )
     return cast(Adapter, importlib.import_module(module))
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files that writing particles to `path` makes, the table last: a .csg has it beside itself."""
+    return [path, path.with_suffix(".cs")] if path.suffix.lower() == ".csg" else [path]
+
+
 def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
-    """Read a particle file, .star or .cs; see the adapters for `data_root`.
+    """Read a particle file, .star, .cs or .csg; see the adapters for `data_root`.
 
     Raises ParticleFileError if the file is missing, of unknown kind, damaged or incomplete.
     """
@@ -66,7 +77,8 @@ def write_particles(
     """
     path = Path(path)
     adapter = adapter_for(path)
-    converted = particles.host is not None and particles.source.suffix.lower() != path.suffix.lower()
+    hosts = [_ADAPTERS.get(file.suffix.lower()) for file in (particles.source, path)]
+    converted = particles.host is not None and hosts[0] != hosts[1]
     if converted:
         _check_conversion(particles, path)
         prediction = particles.prediction if prediction is None else prediction

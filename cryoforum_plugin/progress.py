@@ -7,11 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Protocol, TextIO
 
 Advance = Callable[[int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_RENEWALS = 2.0
+
+
+class ProgressLog(Protocol):
+    """Where a host shows progress."""
+
+    def line(self, text: str) -> None:
+        """Show a text for good, in place of a renewed one."""
+
+    def renew(self, text: str) -> None:
+        """Show a text until the next one."""
 
 
 @dataclass
@@ -38,10 +48,10 @@ class LiveLog:
         self.renewed = len(text)
 
 
-_live_log: LiveLog | None = None
+_live_log: ProgressLog | None = None
 
 
-def show_progress_in(log: LiveLog | None) -> None:
+def show_progress_in(log: ProgressLog | None) -> None:
     """Send all progress of this process to `log`; None: back to stderr."""
     global _live_log
     _live_log = log

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class CsHost:
 
     slots : which components_mode_k are ours, by Prediction field.
     rotation `(n, 4)`, shift_A `(n, 2)` : the poses the table holds, or None.
+    root : the folder in which its image paths were found to start, else None.
     """
 
     records: Records
@@ -32,6 +34,7 @@ class CsHost:
     slots: dict[str, int]
     rotation: FloatArray | None
     shift_A: FloatArray | None
+    root: Path | None = None
 
     def __getitem__(self, rows: Any) -> CsHost:
         rotation = None if self.rotation is None else self.rotation[rows]
@@ -64,6 +67,23 @@ def read_records(path: Path) -> tuple[Records, bool]:
     return records, False
 
 
+def read_slots(path: Path) -> set[str]:
+    """Return the slots of a .cs file from its header alone; none if that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(_CSDAT_MAGIC)) == _CSDAT_MAGIC:
+                return slots_of(field[0] for field in _csdat_header(file)["dtype"])
+        return slots_of(np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=_MAX_HEADER))
+    except (OSError, ValueError, EOFError, KeyError):
+        return set()
+
+
+def slots_of(fields: Records | Iterable[str]) -> set[str]:
+    """Return the slots that fields belong to: `ctf` of `ctf/df1_A`."""
+    names = (fields.dtype.names or ()) if isinstance(fields, np.ndarray) else fields
+    return {name.split("/")[0] for name in names if "/" in name}
+
+
 def write_records(path: Path, records: Records, compressed: bool) -> None:
     """Write a table in the format it came in; `path` is overwritten."""
     if not compressed:
@@ -93,10 +113,7 @@ def _check_csdat(path: Path) -> None:
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(len(_CSDAT_MAGIC))
-        length = int.from_bytes(file.read(4), "little")
-        if not 0 < length < size:
-            raise ValueError("cut short")
-        header = json.loads(file.read(length))
+        header = _csdat_header(file)
         for _ in header["dtype"] if header["length"] else []:
             file.seek(int.from_bytes(file.read(4), "little"), os.SEEK_CUR)
         if file.tell() >= size:
@@ -104,6 +121,15 @@ def _check_csdat(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\0":
             raise ValueError("cut short")
+
+
+def _csdat_header(file: BinaryIO) -> Any:
+    """Return the header of a compressed file that is open behind its magic; ValueError if it is cut short."""
+    length = int.from_bytes(file.read(4), "little")
+    header = file.read(length)
+    if not length or len(header) < length:
+        raise ValueError("cut short")
+    return json.loads(header)
 
 
 def _dataset_module(path: Path) -> Any:
@@ -117,23 +143,40 @@ def _dataset_module(path: Path) -> Any:
 
 
 def with_fields(records: Records, fields: dict[str, NDArray[Any]]) -> Records:
-    """Replace or append fields `(n, ...)`; replaced ones keep their type, all others bytes and order."""
-    known = records.dtype.names or ()
-    added = [(name, value.dtype.str, value.shape[1:]) for name, value in fields.items() if name not in known]
-    if added:
-        wider = np.empty(len(records), dtype=np.dtype([*_descr(records), *added]))
-        for name in known:
-            wider[name] = records[name]
+    """Replace or append fields `(n, ...)`; replaced ones keep their type, all others bytes and order.
+
+    Texts that became longer get a longer type.
+    """
+    known = field_types(records)
+    longer = {
+        name: (value.dtype, ())
+        for name, value in fields.items()
+        if name in known and value.dtype.kind == "S" and value.itemsize > known[name][0].itemsize
+    }
+    added = {name: (value.dtype, value.shape[1:]) for name, value in fields.items() if name not in known}
+    if longer or added:
+        changed = np.empty(len(records), dtype=as_dtype(known | longer | added))
+        for name in known.keys() - fields.keys():
+            changed[name] = records[name]
     else:
-        wider = records.copy()
+        changed = records.copy()
     for name, value in fields.items():
-        wider[name] = value
-    return wider
+        changed[name] = value
+    return changed
 
 
-def _descr(records: Records) -> list[tuple[Any, ...]]:
+FieldTypes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+
+def field_types(records: Records) -> FieldTypes:
+    """Return type and shape of each field."""
     dtype = records.dtype
-    return [(name, dtype[name].base, dtype[name].shape) for name in dtype.names or ()]
+    return {name: (dtype[name].base, dtype[name].shape) for name in dtype.names or ()}
+
+
+def as_dtype(types: FieldTypes) -> np.dtype[np.void]:
+    """Return the type of a table with these fields."""
+    return np.dtype([(name, *kind) for name, kind in types.items()])
 
 
 def texts(column: NDArray[Any]) -> list[str]:

@@ -1,8 +1,10 @@
-""".cs to ParticleSet; `writing` goes back. cryoSPARC's conventions are stated in `geometry.rotations`."""
+""".cs and .csg to ParticleSet; `writing` goes back. cryoSPARC's conventions are stated in `geometry.rotations`."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry.rotations import rotation_vector_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.origins import origin_labels
-from cryosparc_job.cs_file import CsHost, Records, read_records, texts
+from cryosparc_job.cs_file import CsHost, Records, texts
+from cryosparc_job.groups import read_table
 from cryosparc_job.posterior_file import read_posterior
 from cryosparc_job.writing import write_particles
 
@@ -28,20 +31,20 @@ _ROOTS_TO_TRY = 20
 
 
 def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
-    """Read a cryoSPARC particle file.
+    """Read a cryoSPARC particle file, .cs or .csg; `groups.read_table` says which files are joined.
 
-    data_root : what blob/path is relative to; default the project folder, which is the first folder above
-    the file under which the images are found, else the current folder.
+    data_root : what blob/path is relative to; default the file's own folder (of an export) or the project
+    folder: the first folder from there up under which the images are found, else the current folder.
     Raises ParticleFileError naming file, row, field and remedy if the table is damaged or incomplete.
     """
     path = Path(path)
-    records, compressed = read_records(path)
+    records, compressed = read_table(path)
     _check(records, path)
     n = len(records)
     names = [name.removeprefix(">") for name in texts(records["blob/path"])]
     numbers: dict[str, int] = {}
     stack_index = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
-    root = (data_root or _project_folder(path, list(numbers))).absolute()
+    root = (data_root or _project_folder(path, numbers)).absolute()
     slice_index = records["blob/idx"].astype(np.int64)
     rotation, shift_A = _poses(records, path)
     slots, prediction = read_posterior(path, records, rotation, shift_A)
@@ -64,7 +67,7 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
         origin=_origin(records, stack_index, slice_index),
         uid=records["uid"].astype(np.uint64),
         prediction=prediction,
-        host=CsHost(records, compressed, slots, rotation, shift_A),
+        host=CsHost(records, compressed, slots, rotation, shift_A, root if _holds(root, numbers) else None),
     )
 
 
@@ -80,7 +83,7 @@ def _check(records: Records, path: Path) -> None:
     if missing:
         raise ParticleFileError(
             f"{path}: no field {', '.join(missing)}; cryoSPARC may keep it in the job's passthrough file: "
-            "export the particles, or restack them, and give that .cs"
+            "give the job's .csg, or export the particles and give that .cs"
         )
     if not len(records):
         raise ParticleFileError(f"{path}: holds no particles")
@@ -108,12 +111,13 @@ def _pixel_size_A(records: Records, path: Path) -> FloatArray:
     return size
 
 
-def _project_folder(path: Path, names: list[str]) -> Path:
+def _project_folder(path: Path, names: Collection[str]) -> Path:
     """Return the nearest folder above `path` under which one of the stacks exists, else the current one."""
-    for folder in path.absolute().parents:
-        if any((folder / name).exists() for name in names[:_ROOTS_TO_TRY]):
-            return folder
-    return Path.cwd()
+    return next((folder for folder in path.absolute().parents if _holds(folder, names)), Path.cwd())
+
+
+def _holds(folder: Path, names: Collection[str]) -> bool:
+    return any((folder / name).exists() for name in islice(names, _ROOTS_TO_TRY))
 
 
 def _poses(records: Records, path: Path) -> tuple[FloatArray | None, FloatArray | None]:

@@ -1,4 +1,4 @@
-"""ParticleSet to .cs: the host's table with our fields changed or added, or a fresh table."""
+"""ParticleSet to .cs and .csg: the host's table with our fields changed or added, or a fresh table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import ParticleFileError
+from cryoforum_plugin.formats import files_of
 from cryoforum_plugin.geometry.rotations import quaternion_to_rotation_vector
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 from cryoforum_plugin.particles.writable import Writable, writable
-from cryosparc_job.cs_file import CsHost, Records, with_fields, write_records
+from cryosparc_job.cs_file import CsHost, Records, texts, with_fields, write_records
+from cryosparc_job.groups import GROUP_SUFFIX, group_text
 from cryosparc_job.posterior_file import pack_posterior, posterior_path
 
 SLOT_FIELDS = ("confidence", "expected_error_deg", "credible_radius_90_deg", "outlier_score")
@@ -32,19 +34,23 @@ def write_particles(
 ) -> None:
     """Write particles as .cs, and beside it the side file with the posterior, if there is one.
 
+    For `name.csg` the table is `name.cs`, and the .csg names it as the file of each of its slots.
     Poses are changed where they differ; confidence, expected error, credible radius and outlier score go
     to the first free components_mode_k, or to the slots an earlier prediction used. All other fields keep
-    their bytes, type and order, the file its format. Rows that hold a NaN are written as unpredicted.
+    their bytes, type and order, the file its format; only paths that begin with `>`, for the table's own
+    folder, are rewritten for an output in another folder. Rows that hold a NaN are written as unpredicted.
     Particles from elsewhere get a fresh table, image paths relative to `data_root`.
     Raises OutputError if an output exists and `overwrite` is false.
     """
     path = Path(path)
+    table = files_of(path)[-1]
     host = particles.host
     if not isinstance(host, CsHost):
         records = new_records(particles, path, data_root)
         host = CsHost(records, False, {}, particles.rotation, particles.shift_A)
     values = writable(particles, prediction, host.rotation, host.shift_A)
-    fields, slots = _pose_fields(host.records, values), host.slots
+    fields, slots = _path_fields(host, particles.source.parent, path.parent), host.slots
+    fields |= _pose_fields(host.records, values)
     if values.prediction is not None:
         slots = _slots(host.records, values.prediction, slots)
         fields |= _slot_fields(values.prediction, slots)
@@ -53,13 +59,16 @@ def write_particles(
     if side_prediction is None and slots:
         side_prediction = particles.prediction
     with ExitStack() as outputs:
+        if path != table:
+            group = outputs.enter_context(atomic_file(path, overwrite))
+            group.write_text(group_text(records, table.name), encoding="utf-8")
         if side_prediction is not None:
-            side = outputs.enter_context(atomic_file(posterior_path(path), overwrite))
+            side = outputs.enter_context(atomic_file(posterior_path(table), overwrite))
             with open(side, "wb") as file:
                 np.savez(file, **pack_posterior(particles.uid, side_prediction, slots))  # type: ignore[arg-type]
-        write_records(outputs.enter_context(atomic_file(path, overwrite)), records, host.compressed)
+        write_records(outputs.enter_context(atomic_file(table, overwrite)), records, host.compressed)
     if side_prediction is None:
-        posterior_path(path).unlink(missing_ok=True)  # of the file just replaced
+        posterior_path(table).unlink(missing_ok=True)  # of the file just replaced
 
 
 def _slots(records: Records, prediction: Prediction, known: dict[str, int]) -> dict[str, int]:
@@ -80,6 +89,28 @@ def _slot_fields(prediction: Prediction, slots: dict[str, int]) -> dict[str, NDA
         fields[f"components_mode_{k}/component"] = np.full(len(prediction), k, dtype="<u4")
         fields[f"components_mode_{k}/value"] = getattr(prediction, name).astype("<f4")
     return fields
+
+
+def _path_fields(host: CsHost, source: Path, folder: Path) -> dict[str, NDArray[Any]]:
+    """Return the path columns whose `>` must lead from `folder` to where the images were found."""
+    here = os.path.realpath(folder)
+    if host.root is None or here == os.path.realpath(source):
+        return {}
+    root, fields = os.path.realpath(host.root), dict[str, NDArray[Any]]()
+    for name in host.records.dtype.names or ():
+        if name.endswith("path"):
+            paths, rows = np.unique(host.records[name], return_inverse=True)
+            moved = np.array([_moved(path, root, here) for path in texts(paths)])
+            if any(path.startswith(b">") for path in moved.tolist()):
+                fields[name] = moved[rows]
+    return fields
+
+
+def _moved(path: str, root: str, folder: str) -> bytes:
+    """Return a path that begins with `>`, for `root`, with `>` for `folder`; others as they are."""
+    if not path.startswith(">"):
+        return path.encode()
+    return os.fsencode(f">{os.path.relpath(os.path.join(root, path[1:]), folder)}")
 
 
 def _pose_fields(records: Records, values: Writable) -> dict[str, NDArray[Any]]:
@@ -161,7 +192,9 @@ def _alignment_fields(particles: ParticleSet) -> dict[str, NDArray[Any]]:
 
 
 def _relative(stacks: list[Path], path: Path, data_root: Path | None) -> list[str]:
-    """Paths relative to the root where they lie inside it, else absolute."""
+    """Paths relative to the root where they lie inside it, else absolute; those of a .csg to its folder."""
+    if path.suffix.lower() == GROUP_SUFFIX and data_root is None:
+        return [f">{os.path.relpath(stack, os.path.realpath(path.parent))}" for stack in stacks]
     above = [data_root] if data_root is not None else list(Path(os.path.abspath(path)).parents)[:-1]
     for root in (Path(os.path.abspath(folder)) for folder in above):
         if data_root is not None or all(stack.is_relative_to(root) for stack in stacks):

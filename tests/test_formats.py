@@ -93,7 +93,7 @@ def test_missing_and_existing_files(suffix: str, project: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.mrcs", "a", "a.csv"])
 def test_unknown_suffixes(name: str, tmp_path: Path) -> None:
-    message = r"unknown kind of particle file; the name must end in \.star or \.cs"
+    message = r"unknown kind of particle file; the name must end in \.star, \.cs or \.csg"
     with pytest.raises(ParticleFileError, match=message):
         read_particles(tmp_path / name)
     with pytest.raises(ParticleFileError, match=message):

@@ -37,7 +37,7 @@ data_root_option = click.option(
     type=click.Path(path_type=Path),
     default=None,
     help="Folder that relative image paths start from "
-    "[default: the current folder for .star, the project folder for .cs].",
+    "[default: the current folder for .star, the project folder for .cs and .csg].",
 )
 precision_option = click.option(
     "--precision",

@@ -41,7 +41,8 @@ def command(
 ) -> None:
     """Compare the orientations of PREDICTED with those of REFERENCE, which may hold more particles.
 
-    Two .cs files are matched by uid, everything else by image (stack and slice), never by position.
+    Two files of cryoSPARC (.cs, .csg) are matched by uid, everything else by image (stack and slice), never
+    by position.
     """
     from cryoforum_plugin.atomic import check_output
     from cryoforum_plugin.confidence.evaluation import evaluate

@@ -20,26 +20,14 @@ from cryoforum_plugin.cli.common import (
     quiet_option,
     write_json,
 )
-from cryoforum_plugin.settings import DEFAULT_VIEWS
+from cryoforum_plugin.cli.options import prediction_options
 
 
 @click.command(name="predict")
 @click.argument("model_dir", type=INPUT_FILE)
 @click.argument("particles", type=INPUT_FILE)
-@click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="Table to write, .star or .cs.")
-@click.option(
-    "--views",
-    type=click.Choice(["1", "2", "4", "8"]),
-    default=str(DEFAULT_VIEWS),
-    show_default=True,
-    help="Test-time in-plane views of each image: more is slower and a little more accurate.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=None,
-    help="Images at a time  [default: 64 on a CPU, 512 on a GPU]",
-)
+@click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="Table to write, .star, .cs or .csg.")
+@prediction_options
 @contrast_options
 @data_root_option
 @device_option
@@ -48,14 +36,14 @@ from cryoforum_plugin.settings import DEFAULT_VIEWS
 @overwrite_option
 @quiet_option
 def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> None:
-    """Predict PARTICLES (.star or .cs) with the model in MODEL_DIR; every row and column is kept."""
+    """Predict PARTICLES (.star, .cs or .csg) with the model in MODEL_DIR; every row and column is kept."""
     from cryoforum_plugin import formats
     from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.network.model import load_model
     from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 
-    for path in (output, options["json_file"]):
+    for path in (*formats.files_of(output), options["json_file"]):
         if path is not None:
             check_file(path, options["overwrite"])
     formats.adapter_for(output)

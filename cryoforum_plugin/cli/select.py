@@ -16,6 +16,8 @@ from cryoforum_plugin.cli.common import (
     quiet_option,
     write_json,
 )
+from cryoforum_plugin.cli.options import check_selection, selection_criteria, selection_options
+from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 if TYPE_CHECKING:
     from cryoforum_plugin.confidence.selection import Criteria
@@ -25,22 +27,9 @@ if TYPE_CHECKING:
 @click.argument("predicted", type=INPUT_FILE)
 @click.option("-o", "--output", type=OUTPUT_PATH, required=True, help="The kept particles.")
 @click.option("--rejected", type=OUTPUT_PATH, help="Also write the particles left out.")
-@click.option("--min-confidence", type=click.FloatRange(0, 1), help="Smallest calibrated confidence.")
-@click.option("--max-error", type=click.FloatRange(0, 180), help="Largest expected angular error in degrees.")
-@click.option(
-    "--keep", type=click.FloatRange(0, 1, min_open=True), help="Keep this fraction, the most confident."
-)
-@click.option(
-    "--statistic", type=click.Choice(["lambda_max", "trace"]), help="Filter by a statistic of the paper."
-)
-@click.option(
-    "--quantile",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Keep what lies below this quantile of --statistic [default: 0.75].",
-)
+@selection_options
 @click.option("--model", type=INPUT_FILE, help="Take the quantile over this model's validation particles.")
 @click.option("--views", type=click.IntRange(1), help="With --model: the views used [default: predict's].")
-@click.option("--auto", is_flag=True, help="Choose the confidence that makes the reconstruction clearest.")
 @data_root_option
 @json_option
 @overwrite_option
@@ -51,43 +40,18 @@ def command(predicted: Path, output: Path, rejected: Path | None, **options: Any
     Rows keep their order, columns and text. A half set is never emptied. At least one of
     --min-confidence, --max-error, --keep, --statistic and --auto is needed.
     """
-    if options["quantile"] is not None and options["statistic"] is None:
-        raise click.UsageError("--quantile needs --statistic lambda_max or --statistic trace")
+    check_selection(options)
     if options["model"] is not None and options["statistic"] is None:
         raise click.UsageError("--model needs --statistic lambda_max or --statistic trace")
     if options["views"] is not None and options["model"] is None:
         raise click.UsageError("--views needs --model")
-    if rejected is not None and rejected.resolve() == output.resolve():
-        raise click.UsageError("--output and --rejected are the same file")
-    criteria = _criteria(options)
+    views = DEFAULT_VIEWS if options["views"] is None else options["views"]
+    criteria = selection_criteria(options, options["model"], views)
     if not criteria.any():
         raise click.UsageError(
             "no criterion: give --min-confidence, --max-error, --keep, --statistic or --auto"
         )
     _run(predicted, output, rejected, criteria, options)
-
-
-def _criteria(options: dict[str, Any]) -> Criteria:
-    """Build the criteria from the options; reads the model's calibration when one is named."""
-    from cryoforum_plugin.confidence.selection import Criteria
-
-    quantile = Criteria.quantile if options["quantile"] is None else options["quantile"]
-    threshold = None
-    if options["model"] is not None and options["statistic"] is not None:
-        from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
-        from cryoforum_plugin.settings import DEFAULT_VIEWS
-
-        views = DEFAULT_VIEWS if options["views"] is None else options["views"]
-        threshold = read_model_quantile(options["model"], options["statistic"], quantile, views)
-    return Criteria(
-        min_confidence=options["min_confidence"],
-        max_error_deg=options["max_error"],
-        keep_fraction=options["keep"],
-        statistic=options["statistic"],
-        quantile=quantile,
-        statistic_threshold=threshold,
-        auto=options["auto"],
-    )
 
 
 def _run(
@@ -96,10 +60,14 @@ def _run(
     """Read, select, write, print."""
     from cryoforum_plugin.atomic import check_output
     from cryoforum_plugin.confidence.selection import select_particles
-    from cryoforum_plugin.formats import read_particles, write_particles
+    from cryoforum_plugin.formats import files_of, read_particles, write_particles
 
     overwrite = options["overwrite"]
-    for path in (output, rejected, options["json_file"]):
+    rejected_files = [] if rejected is None else files_of(rejected)
+    written = [*files_of(output), *rejected_files]
+    if len({path.resolve() for path in written}) < len(written):
+        raise click.UsageError("--output and --rejected are the same file")
+    for path in (*written, options["json_file"]):
         if path is not None:
             check_output(path, overwrite)
     particles = read_particles(predicted, options["data_root"])
@@ -109,7 +77,8 @@ def _run(
     if rejected is not None and not selection.keep.all():
         write_particles(particles[~selection.keep], rejected, overwrite=overwrite, data_root=root)
     elif rejected is not None:
-        rejected.unlink(missing_ok=True)  # allowed by --overwrite; an old list would now be wrong
+        for path in rejected_files:
+            path.unlink(missing_ok=True)  # allowed by --overwrite; an old list would now be wrong
         click.echo(f"nothing was rejected: {rejected} is not written", err=True)
     for line in selection.explanation:
         click.echo(line)

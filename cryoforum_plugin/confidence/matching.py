@@ -17,11 +17,12 @@ _SHOWN = 3
 def match_rows(predicted: ParticleSet, reference: ParticleSet) -> IntArray:
     """Rows `(n,)` of `reference` that show the particles of `predicted`, in the order of `predicted`.
 
-    Two .cs files are matched by uid, anything else by image: real path of the stack, and slice.
+    Two files of cryoSPARC (.cs, .csg) are matched by uid, anything else by image: real path of the stack, and
+    slice.
 
     Raises ParticleFileError if a particle is missing in `reference` or occurs there more than once.
     """
-    if predicted.source.suffix == reference.source.suffix == ".cs":
+    if {predicted.source.suffix, reference.source.suffix} <= {".cs", ".csg"}:
         wanted: list[Hashable] = [int(uid) for uid in predicted.uid]
         known: list[Hashable] = [int(uid) for uid in reference.uid]
         kind = "uid"

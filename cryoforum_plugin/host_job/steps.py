@@ -54,6 +54,7 @@ def train_model(
     settings: Settings,
     device_name: str,
     *,
+    precision: str = "auto",
     name: str = "",
     start_anew: str = "start a new job",
     init_from: Path | None = None,
@@ -73,15 +74,15 @@ def train_model(
             return
         _refuse_changes(record, directory, identity, start_anew)
     device = choose_device(device_name)
-    precision = choose_precision("auto", device)
+    arithmetic = choose_precision(precision, device)
     particles = read()
     data = describe(name or str(table), particles)
     record.note("train", {**data, "identity": identity})
     LOG.info("training: %s, %d particles, on %s", name or table, len(particles), device)
     resume = (directory / "checkpoint").is_dir() and not overwrite
-    fabric = make_fabric(device_name, 1, 1, precision)
+    fabric = make_fabric(device_name, 1, 1, arithmetic)
     calibration = train(
-        particles, [table], directory, settings, fabric, precision,
+        particles, [table], directory, settings, fabric, arithmetic,
         init_from=init_from, resume=resume, overwrite=overwrite,
     )  # fmt: skip
     errors = {
@@ -128,6 +129,7 @@ def predict_table(
     options: PredictOptions,
     device_name: str,
     name: str,
+    precision: str = "auto",
 ) -> None:
     """Predict `particles` into the table `output`, unless an earlier run has done so.
 
@@ -138,7 +140,7 @@ def predict_table(
         return
     device = choose_device(device_name)
     LOG.info("predicting: %s, %d particles, on %s", name, len(particles), device)
-    prediction = predict_particles(model, particles, device, choose_precision("auto", device), options)
+    prediction = predict_particles(model, particles, device, choose_precision(precision, device), options)
     write_particles(particles, output, prediction, overwrite=True)
     LOG.info("predicting: %s", _summary(prediction))
     record.note("predict", {**describe(name, particles), "finished": True, "identity": identity})

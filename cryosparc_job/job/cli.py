@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import rich_click as click
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.cli.common import ErrorGroup
-from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from cryoforum_plugin.cli.common import ErrorGroup, contrast_options, device_option, precision_option
+from cryoforum_plugin.cli.options import (
+    check_selection,
+    options,
+    prediction_options,
+    selection_criteria,
+    selection_options,
+    training_options,
+    training_settings,
+    views_option,
+)
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,16 +31,7 @@ def main(debug: bool) -> None:
     """
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_source = _options(
+_source = options(
     click.option("--url", help="Address of cryoSPARC  [default: CRYOSPARC_BASE_URL]."),
     click.option("--email", help="Whose login to use  [default: the only one]."),
     click.option("--project", required=True, help="P3 or 3."),
@@ -42,121 +39,123 @@ _source = _options(
     click.option("--job", required=True, help="Job whose particles to work on, J42 or 42."),
     click.option("--output", default="particles", show_default=True, help="Its output with particles."),
     click.option("--model-dir", type=click.Path(path_type=Path), required=True, help="Model folder."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:N"),
-    click.option(
-        "--contrast", type=click.Choice(["check", "invert", "ignore"]), help="Protein bright or dark."
-    ),
+    device_option,
+    precision_option,
 )
-_training = _options(
-    click.option("--symmetry", help="Point group  [default: C1]."),
-    click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True),
-    click.option("--epochs", type=click.IntRange(1), help="Passes over the particles."),
-    click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Seed of all random choices."),
-    click.option("--config", type=click.Path(path_type=Path), help="Settings from a TOML or JSON file."),
-    click.option(
-        "--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Any other setting."
-    ),
+_training = options(
+    training_options,
+    contrast_options,
+    click.option("--overwrite", is_flag=True, help="Train anew where a model is there already."),
 )
-_views = click.option(
-    "--views", type=click.Choice(["1", "2", "4", "8"]), default=str(DEFAULT_VIEWS), show_default=True,
-    help="In-plane views of each image.",
+_prediction = options(prediction_options, contrast_options)
+_selection = options(
+    selection_options,
+    click.option("--fsc/--no-fsc", default=None, help="Reconstruct all, selected and rejected particles here, and show "
+                 "their FSC  [default: in a pipeline]."),
+    click.option("--queue-reconstruction", is_flag=True, help="Queue a homogeneous reconstruction of the result."),
+    click.option("--queue-refinement", is_flag=True, help="Queue a local refinement of the result."),
+    click.option("--volume", metavar="JOB.OUTPUT", help="Its start  [default: that of --job]."),
+    click.option("--mask", metavar="JOB.OUTPUT", help="Its mask  [default: that of --job]."),
+    click.option("--lane", help="Lane of the queued jobs  [default: the master itself]."),
 )  # fmt: skip
-_selection = _options(
-    click.option("--min-confidence", type=click.FloatRange(0, 1), help="Smallest confidence."),
-    click.option("--max-error", type=click.FloatRange(0, 180), help="Largest expected error in degrees."),
-    click.option("--keep", type=click.FloatRange(0, 1, min_open=True), help="Keep this fraction."),
-    click.option(
-        "--auto", is_flag=True, help="Choose the confidence that makes the reconstruction clearest."
-    ),
-    click.option(
-        "--queue-reconstruction", is_flag=True, help="Queue a homogeneous reconstruction of the result."
-    ),
-    click.option("--lane", help="Lane of the reconstruction  [default: the master itself]."),
-)
 
 
 @main.command()
 @_source
 @_training
-def train(**options: Any) -> None:
+def train(**values: Any) -> None:
     """Learn orientations from refined particles."""
-    _run(options, train=True, predict=False)
+    _run(values, train=True, predict=False)
 
 
 @main.command()
 @_source
-@_views
+@_prediction
 @_selection
-def predict(**options: Any) -> None:
+def predict(**values: Any) -> None:
     """Give particles uncertainties and predicted poses; with a criterion also select."""
-    _run(options, train=False)
+    _run(values)
 
 
 @main.command()
 @_source
-@_views
+@_prediction
 @_selection
-def select(**options: Any) -> None:
-    """Select again among particles that were predicted with this model, without predicting again."""
-    if _criteria(options) is None:
-        raise click.UsageError("no criterion: give --min-confidence, --max-error, --keep or --auto")
-    _run(options, train=False, again=True)
+def select(**values: Any) -> None:
+    """Select again among particles that were predicted with this model, without predicting again.
+
+    --job is the job whose particles were predicted, or the external job that did it.
+    """
+    if not _criteria(values).any():
+        raise click.UsageError(
+            "no criterion: give --min-confidence, --max-error, --keep, --statistic or --auto"
+        )
+    _run(values, again=True)
 
 
 @main.command()
 @_source
+@click.option("--train-job", help="Job with the refined particles to learn from  [default: --job].")
+@click.option("--train-output", default="particles", show_default=True, help="Its output with particles.")
 @_training
-@_views
+@views_option
 @_selection
-def pipeline(**options: Any) -> None:
-    """Train on the particles, predict them, select (--auto without a criterion)."""
-    options["auto"] = options["auto"] or _criteria(options) is None
-    _run(options, train=True)
+def pipeline(**values: Any) -> None:
+    """Train on refined particles, predict those of --job, select (--auto without a criterion)."""
+    values["auto"] = values["auto"] or not _criteria(values).any()
+    values["fsc"] = True if values["fsc"] is None else values["fsc"]
+    _run(values, train=True)
 
 
-def _criteria(options: dict[str, Any]) -> Any:
-    """Criteria of a selection, None where there are none."""
-    from cryoforum_plugin.confidence.selection import Criteria
-
-    criteria = Criteria(
-        options["min_confidence"],
-        options["max_error"],
-        options["keep"],
-        auto=options["auto"],
-        balance_halves=True,
-    )
-    return criteria if criteria.any() else None
+def _criteria(values: dict[str, Any], model: Path | None = None) -> Any:
+    check_selection(values)
+    return selection_criteria(values, model, int(values["views"]), balance_halves=True)
 
 
-def _settings(options: dict[str, Any]) -> Any:
-    from cryoforum_plugin.settings import assemble, option_values, parse_assignments, read_config
+def _following(values: dict[str, Any]) -> Any:
+    """Jobs to queue afterwards."""
+    from cryosparc_job.job.request import LOCAL_REFINEMENT, RECONSTRUCTION, Next
 
-    return assemble(
-        options["preset"],
-        config=None if options["config"] is None else read_config(options["config"]),
-        options=option_values(options),
-        assignments=parse_assignments(options["assignments"]),
-    )
+    lane, volume, mask = values["lane"], values["volume"], values["mask"]
+    if (volume or mask) and not values["queue_refinement"]:
+        raise click.UsageError("--volume and --mask need --queue-refinement")
+    if lane and not (values["queue_refinement"] or values["queue_reconstruction"]):
+        raise click.UsageError("--lane needs --queue-reconstruction or --queue-refinement")
+    jobs = [Next(RECONSTRUCTION, lane)] if values["queue_reconstruction"] else []
+    jobs += [Next(LOCAL_REFINEMENT, lane, volume, mask)] if values["queue_refinement"] else []
+    return tuple(jobs)
 
 
-def _run(options: dict[str, Any], train: bool, predict: bool = True, again: bool = False) -> None:
+def _run(values: dict[str, Any], train: bool = False, predict: bool = True, again: bool = False) -> None:
     from cryoforum_plugin.prediction.run import PredictOptions
-    from cryosparc_job.job.steps import Request, Source, run
+    from cryosparc_job.job.request import Request, Source
+    from cryosparc_job.job.steps import run
 
-    source = Source(*(options[name] for name in ("project", "workspace", "job", "output", "url", "email")))
-    request = Request(
-        source,
-        options["model_dir"],
-        train=_settings(options) if train else None,
-        predict=predict,
-        again=again,
-        options=PredictOptions(int(options.get("views", DEFAULT_VIEWS)), contrast=options["contrast"]),
-        criteria=_criteria(options) if predict else None,
-        device=options["device"],
-        queue=bool(options.get("queue_reconstruction")),
-        lane=options.get("lane"),
-    )
-    click.echo(f"done: {run(request)}")
+    request: dict[str, Any] = {
+        "predict": predict,
+        "again": again,
+        "device": values["device"],
+        "precision": values["precision"],
+    }
+    if train:
+        request |= {
+            "train": training_settings(values),
+            "init_from": values["init_from"],
+            "overwrite": values["overwrite"],
+        }
+        if values.get("train_job"):
+            request["train_on"] = (values["train_job"], values["train_output"])
+    if predict:
+        criteria = _criteria(values, None if train else values["model_dir"])
+        batch_size = None if train else values["batch_size"]
+        request |= {
+            "options": PredictOptions(int(values["views"]), batch_size, values["contrast"]),
+            "criteria": criteria if criteria.any() else None,
+            "fsc": bool(values["fsc"]),
+            "then": _following(values),
+        }
+    source = Source(*(values[name] for name in ("project", "workspace", "job", "output", "url", "email")))
+    click.echo(f"done: {run(Request(source, values['model_dir'], **request))}")
 
 
 if __name__ == "__main__":

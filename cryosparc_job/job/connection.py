@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import HostError
 from cryosparc_job.job.calls import call
+from cryosparc_job.job.client import (
+    client_version,
+    close,
+    is_v4,
+    make_client,
+    output_types,
+    slot_names,
+)
 
 LOG = logging.getLogger("cryoforum")
-NEEDED = ("blob", "alignments3D")
 WANTED = ("blob", "ctf", "alignments3D", "location", "sym_expand")
+LOGIN = "python -m cryosparc.tools login"
+
+
+@contextmanager
+def connected(url: str | None = None, email: str | None = None) -> Iterator[Any]:
+    """Connect as `connect` does, and close the connections at the end."""
+    client = connect(url, email)
+    try:
+        yield client
+    finally:
+        close(client)
 
 
 def connect(url: str | None = None, email: str | None = None) -> Any:
@@ -24,64 +44,81 @@ def connect(url: str | None = None, email: str | None = None) -> Any:
     password here: `python -m cryosparc.tools login` asks for it and stores a token.
     Raises HostError without cryosparc-tools, an address, a login, or a server of the client's generation.
     """
-    try:
-        from cryosparc import __version__
-        from cryosparc.tools import CryoSPARC
-    except ImportError as error:
-        raise HostError(
-            "cryosparc-tools is not installed; run: pip install 'cryoforum[cryosparc]'"
-        ) from error
-    where: dict[str, Any] = {} if url is None else {"base_url": url, "host": None, "base_port": None}
-    where |= {} if email is None else {"email": email}
+    version = client_version()
     address = url or os.environ.get("CRYOSPARC_BASE_URL") or "cryoSPARC"
-    try:
-        return call(f"connecting to {address}", CryoSPARC, **where)
-    except HostError as error:
-        cause = str(error.__cause__)
-        if isinstance(error.__cause__, TypeError):
-            raise HostError(
-                "no address of cryoSPARC; give --url http://HOST:39000, or set CRYOSPARC_BASE_URL"
-            ) from error
-        if "authentication not provided" in cause:
-            raise HostError(
-                f"no login for {address}, or it has expired; run: python -m cryosparc.tools login --url {address}"
-            ) from error
-        if "does not answer" not in str(error) and (
-            isinstance(error.__cause__, RuntimeError) or "404" in cause
-        ):
-            raise HostError(
-                f"{address} does not speak the language of cryosparc-tools {__version__}; install the version that "
-                "cryoSPARC shows, for example: pip install 'cryosparc-tools~=4.7.0'"
-            ) from error
-        raise
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            client = call(f"connecting to {address}", make_client, url, email)
+        except HostError as error:
+            raise _explained(error, address, version) from error
+    for warning in said:
+        text = " ".join(str(warning.message).split())
+        if "may not be compatible" in text:  # the client's way to say that the minor versions differ
+            LOG.warning("%s", text.partition(" Or, if running")[0].replace("--force ", ""))
+    return client
 
 
-def find_particles(client: Any, project: str, job: str, output: str) -> Any:
-    """Return the job, whose `output` holds particles with images and orientations.
+def _explained(error: HostError, address: str, version: str) -> HostError:
+    """What a person can do about a connection that failed."""
+    cause = error.__cause__
+    text = f"{cause} {cause.__cause__}" if cause is not None else ""
+    if isinstance(cause, TypeError):
+        return HostError("no address of cryoSPARC; give --url http://HOST:39000, or set CRYOSPARC_BASE_URL")
+    if isinstance(cause, AssertionError):
+        return HostError(
+            f"no login for {address}: cryosparc-tools {version} needs CRYOSPARC_LICENSE_ID, CRYOSPARC_EMAIL and "
+            f"CRYOSPARC_PASSWORD in the environment ({text.partition(' license ID')[0].split(' None')[0].strip()})"
+        )
+    refused = "401" in text or "authentication not provided" in text or "Could not complete" in text
+    if "does not answer" in str(error):
+        return error
+    if is_v4():
+        if "404" in text:
+            return _other_generation(address, version, "5.0")
+        return HostError(
+            f"{address} refused the login; check CRYOSPARC_LICENSE_ID, CRYOSPARC_EMAIL and CRYOSPARC_PASSWORD"
+        ) if refused else error  # fmt: skip
+    if refused:
+        return HostError(f"no login for {address}, or it has expired; run: {LOGIN} --url {address}")
+    if isinstance(cause, RuntimeError) or "404" in text:
+        return _other_generation(address, version, "4.7")
+    return error
+
+
+def _other_generation(address: str, version: str, install: str) -> HostError:
+    return HostError(
+        f"{address} does not speak the language of cryosparc-tools {version}; install the version that cryoSPARC "
+        f"shows, for example: pip install 'cryosparc-tools~={install}.0'"
+    )
+
+
+def find_particles(
+    client: Any, project: str, job: str, output: str, needed: Sequence[str] = ("blob", "alignments3D")
+) -> Any:
+    """Return the job, whose `output` holds particles with the slots `needed`.
 
     project, job : "P3" or "3", "J42" or "42". Raises HostError naming what is missing.
     """
     project, job = full_uid("P", project), full_uid("J", job)
     found = call(f"finding {project} {job}", client.find_job, project, job)
-    if output not in found.outputs:
-        raise HostError(f"{job} has no output {output!r}; it has {', '.join(found.outputs) or 'none'}")
-    described = found.outputs[output]
-    if described.type != "particle":
-        raise HostError(
-            f"{job}.{output} holds {described.type}, not particles; choose an output with particles"
-        )
-    slots = slot_names(found, output)
-    missing = [slot for slot in NEEDED if slot not in slots]
+    check_output(found, output, "particle")
+    missing = [slot for slot in needed if slot not in slot_names(found, output)]
     if missing:
-        raise HostError(
-            f"{job}.{output} has no {' and no '.join(missing)}; take the particles of a finished 3D refinement"
-        )
+        remedy = "finished 3D refinement" if "alignments3D" in missing else "job that has their images"
+        raise HostError(f"{job}.{output} has no {' and no '.join(missing)}; take the particles of a {remedy}")
     return found
 
 
-def slot_names(job: Any, output: str) -> list[str]:
-    """Names of the slots of an output, passed through or not, in order."""
-    return [result.name for result in job.outputs[output].results]
+def check_output(job: Any, output: str, kind: str) -> None:
+    """Raise HostError unless the job has an output of that name and type."""
+    types = output_types(job)
+    if output not in types:
+        raise HostError(f"{job.uid} has no output {output!r}; it has {', '.join(types) or 'none'}")
+    if types[output] != kind:
+        raise HostError(
+            f"{job.uid}.{output} holds {types[output]}, not {kind}s; choose an output with {kind}s"
+        )
 
 
 def save_particles(job: Any, output: str, path: Path) -> Path:
@@ -95,23 +132,13 @@ def save_particles(job: Any, output: str, path: Path) -> Path:
     what = f"reading {job.uid}.{output}"
     LOG.info("%s: %s", what, ", ".join(slots))
     dataset = call(what, job.load_output, output, slots=slots)
+    if not len(dataset):
+        raise HostError(f"{job.uid}.{output} holds no particles; choose an output that does")
     with atomic_file(path, overwrite=True) as temporary:
         dataset.save(str(temporary))
     return path
 
 
-def project_folder(client: Any, project: str) -> Path:
-    """Folder of a project on this machine. Raises HostError where it cannot be reached."""
-    found = call(f"finding {project}", client.find_project, full_uid("P", project))
-    folder = Path(str(found.dir() if inspect.ismethod(found.dir) else found.dir))  # a method in client 4
-    if not folder.is_dir():
-        raise HostError(
-            f"the folder of {project}, {folder}, is not on this machine; run cryoforum where cryoSPARC's project "
-            "folders are mounted"
-        )
-    return folder
-
-
 def full_uid(letter: str, text: str) -> str:
     """ "P3" from "P3", "p3" or "3"."""
-    return f"{letter}{text.upper().removeprefix(letter)}"
+    return f"{letter}{text.strip().upper().removeprefix(letter)}"

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from cryoforum_plugin.errors import CryoForumError, HostError
 from cryosparc_job.job.calls import call, quietly
+from cryosparc_job.job.client import stop
 
 LOG = logging.getLogger("cryoforum")
 LONGEST_ERROR = 1500  # it travels in a URL
@@ -34,21 +35,21 @@ def running(job: Any) -> Iterator[None]:
     cannot be started or ended, StoppedError when it was killed or cleared meanwhile.
     """
     with _signals_end_it():
-        call("starting the job", job.start)
+        call("starting the job", job.start, "running")
         try:
             yield
             check_alive(job)
         except StoppedError:
             raise
         except BaseException as error:
-            _fail(job, error)
+            fail(job, error)
             raise
-        call("ending the job", job.stop)
+        call("ending the job", stop, job)
 
 
 def check_alive(job: Any) -> None:
     """Raise StoppedError if the job was killed or cleared in the interface; cryoSPARC cannot reach this process."""
-    if quietly("asking for the job's status", job.refresh) is None:
+    if quietly("asking for the job's status", lambda: (job.refresh(), True)) is None:
         return
     status = str(job.status)
     if status in (*_ENDED, "building"):
@@ -57,29 +58,30 @@ def check_alive(job: Any) -> None:
         )
 
 
-def _fail(job: Any, error: BaseException) -> None:
+def fail(job: Any, error: BaseException) -> None:
     """Mark the job failed; the details go to its log, which takes more than the error line."""
     known = isinstance(error, CryoForumError)
     if not known:
-        quietly("writing to the job's log", job.log, traceback.format_exc()[-LONGEST_LOG:], level="error")
+        details = "".join(traceback.format_exception(error))[-LONGEST_LOG:]
+        quietly("writing to the job's log", job.log, details, level="error")
     name = {KeyboardInterrupt: "interrupted", SystemExit: "stopped by a signal"}.get(
-        type(error), type(error).__name__
+        type(error), f"{type(error).__name__}: {error}"
     )
-    text = " ".join(str(error).split()) if known else f"{name}: {error}"
-    quietly("marking the job failed", job.stop, error=text[:LONGEST_ERROR])
+    text = " ".join((str(error) if known else name).split())
+    quietly("marking the job failed", stop, job, text[:LONGEST_ERROR])
 
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
     """Turn SIGTERM into SystemExit, where this is the main thread."""
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
+    def end(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

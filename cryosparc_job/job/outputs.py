@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cryosparc_job.cs_file import read_records
+from cryoforum_plugin.errors import HostError
+from cryoforum_plugin.particles import ParticleSet
+from cryosparc_job.cs_file import CsHost
+from cryosparc_job.job import client
 from cryosparc_job.job.calls import call, upload
 from cryosparc_job.writing import SLOT_FIELDS
 
@@ -36,54 +39,75 @@ def free_slots(names: list[str]) -> dict[str, int]:
     return dict(zip(SLOT_FIELDS, free, strict=False))
 
 
-def explanation(slots: dict[str, int]) -> str:
+def explanation(slots: dict[str, int], has_poses: bool) -> str:
     """Markdown for the job: which component holds what, and how to choose by it."""
     rows = "\n".join(
         f"- **3DVA component {k}** (`components_mode_{k}/value`): {MEANING[n]}" for n, k in slots.items()
     )
+    poses = (
+        f"`{POSES}` holds the predicted poses; in the other outputs poses are those of the input."
+        if has_poses
+        else "The input has no 3D alignments: every output holds the predicted poses, and new half sets."
+    )
     return (
         "cryoforum writes its uncertainties as 3DVA components, the kind of number that *Subset Particles by "
-        f"Statistic* can choose by:\n\n{rows}\n\n`{POSES}` holds the predicted poses; in the other outputs poses are "
-        "those of the input."
+        f"Statistic* can choose by:\n\n{rows}\n\n{poses}"
     )
 
 
-def declare(job: Any, slots: dict[str, int], selecting: bool, with_poses: bool) -> list[str]:
-    """Add the outputs to an external job that is being built; return their names."""
-    components = [{"name": f"components_mode_{k}", "dtype": "components"} for k in slots.values()]
-    names = [INPUT, *([SELECTED, REJECTED] if selecting else []), *([POSES] if with_poses else [])]
+def declare(job: Any, slots: dict[str, int], selecting: bool, has_poses: bool) -> list[str]:
+    """Add the outputs to an external job that is being built; return their names.
+
+    has_poses : whether the input has alignments, which all but one output then keep.
+    """
+    components = [client.slot(f"components_mode_{k}", "components") for k in slots.values()]
+    poses = [client.slot("alignments3D", "alignments3D")]
+    names = [INPUT, *([SELECTED, REJECTED] if selecting else []), POSES]
     for name in names:
-        own = ["alignments3D"] if name == POSES else components
-        call(
-            f"adding output {name}",
-            job.add_output,
-            "particle",
-            name,
-            slots=own,
-            passthrough=INPUT,
-            title=TITLES[name],
-        )
+        own = poses if name == POSES else [*components, *([] if has_poses else poses)]
+        call(f"adding output {name}", job.add_output, "particle", name, slots=own, passthrough=INPUT,
+             title=TITLES[name])  # fmt: skip
     return names
 
 
-def save(job: Any, names: list[str], predicted: Path, keep: NDArray[np.bool_] | None) -> None:
-    """Write the outputs from a predicted .cs file; `keep` `(n,)` marks the selected rows.
+def with_half_sets(particles: ParticleSet) -> ParticleSet:
+    """Give particles without half sets theirs, copies of one particle together; others are returned as they are.
 
-    Nothing but our own slots is sent; what the server wants of them and the table lacks is 0. An output without rows is not written.
+    cryoSPARC's alignments3D must hold a half set, and one for all would leave the other empty.
+    """
+    if particles.half_set.any():
+        return particles
+    return replace(particles, half_set=1 + np.unique(particles.origin, return_inverse=True)[1] % 2)
+
+
+def rows_of(names: list[str], count: int, keep: NDArray[np.bool_] | None) -> dict[str, NDArray[np.bool_]]:
+    """Rows `(count,)` of each output; `keep` `(count,)` marks the selected ones."""
+    everything = np.ones(count, dtype=bool)
+    chosen = {} if keep is None else {SELECTED: keep, REJECTED: ~keep}
+    return {name: chosen.get(name, everything) for name in names}
+
+
+def save(job: Any, name: str, predicted: ParticleSet, rows: NDArray[np.bool_]) -> None:
+    """Write the marked rows `(n,)` of a predicted set as an output; nothing is written where there are none.
+
+    Only our own slots are sent. Raises HostError if the server wants a field that is not known here.
     """
     from cryosparc.dataset import Dataset
 
-    records, _ = read_records(predicted)
-    rows = {SELECTED: keep, REJECTED: None if keep is None else ~keep}
-    for name in names:
-        mask = rows.get(name)
-        part = records if mask is None else records[mask]
-        if len(part):
-            uid = Dataset({"uid": np.ascontiguousarray(part["uid"])})
-            data = call(
-                f"preparing {name}", job.alloc_output, name, uid
-            )  # every field the server wants, zero
-            for field in data.fields():
-                if field in (part.dtype.names or ()) and field != "uid":
-                    data[field] = np.ascontiguousarray(part[field])
-            upload(f"writing {name}", job.save_output, name, data)
+    assert isinstance(predicted.host, CsHost)
+    records = predicted.host.records
+    known = {field: records[field] for field in records.dtype.names or ()}
+    known["alignments3D/split"] = predicted.half_set - 1
+    if not rows.any():
+        return
+    uid = Dataset({"uid": records["uid"][rows]})
+    data = call(f"preparing {name}", job.alloc_output, name, uid)  # the fields the server wants, all 0
+    for field in data.fields():
+        if field in known and field != "uid":
+            data[field] = known[field][rows]
+    unfilled = [
+        f for f in ("alignments3D/pose", "alignments3D/shift") if f in data.fields() and f not in known
+    ]
+    if unfilled:
+        raise HostError(f"{name}: nothing to write to {', '.join(unfilled)}; predict these particles first")
+    upload(f"writing {name}", job.save_output, name, data)

@@ -13,7 +13,8 @@ from fake_cryosparc.synthetic import synthetic_particles
 from cryoforum_plugin import formats
 from cryoforum_plugin.errors import HostError
 from cryosparc_job.job import calls
-from cryosparc_job.job.connection import connect, find_particles, project_folder, save_particles, slot_names
+from cryosparc_job.job.client import project_folder, slot_names
+from cryosparc_job.job.connection import connect, find_particles, save_particles
 
 cryosparc_server = fixtures.cryosparc_server
 
@@ -29,7 +30,7 @@ def test_particles_come_with_what_is_needed_and_no_more(
     client = connect(cryosparc_server.url)
     job = find_particles(client, "1", "2", "particles")
     path = save_particles(job, "particles", tmp_path / "read" / "particles.cs")
-    root = project_folder(client, "P1")
+    root = project_folder(client.find_project("P1"))
     particles = formats.read_particles(path, root)
     whole = job.load_output("particles", slots="all")
     assert len(particles) == len(whole)
@@ -88,15 +89,6 @@ def test_addresses_and_logins(cryosparc_server: FakeCryoSPARC, monkeypatch: pyte
     cryosparc_server.stop()
     with pytest.raises(HostError, match="does not answer"):
         connect(url)
-
-
-def test_a_project_folder_that_is_elsewhere(
-    cryosparc_server: FakeCryoSPARC, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = connect(cryosparc_server.url)
-    monkeypatch.setattr(Path, "is_dir", lambda self: False)
-    with pytest.raises(HostError, match="is not on this machine"):
-        project_folder(client, "P1")
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:

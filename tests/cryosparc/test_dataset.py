@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cs_tables import load, make_records, written
 from particle_tables import angles_deg, make_particles, make_prediction
 from scipy.spatial.transform import Rotation
 
@@ -17,61 +18,6 @@ from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryosparc_job.cs_file import with_fields
 from cryosparc_job.dataset import read_particles, write_particles
 from cryosparc_job.posterior_file import posterior_path
-
-TYPE = [
-    ("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)),
-    ("blob/psize_A", "<f4"), ("blob/sign", "<f4"), ("ctf/type", "S9"), ("ctf/exp_group_id", "<u4"),
-    ("ctf/accel_kv", "<f4"), ("ctf/cs_mm", "<f4"), ("ctf/amp_contrast", "<f4"), ("ctf/df1_A", "<f4"),
-    ("ctf/df2_A", "<f4"), ("ctf/df_angle_rad", "<f4"), ("ctf/phase_shift_rad", "<f4"),
-    ("alignments3D/split", "<u4"), ("alignments3D/shift", "<f4", (2,)), ("alignments3D/pose", "<f4", (3,)),
-    ("alignments3D/psize_A", "<f4"), ("alignments3D/error", "<f4"), ("location/micrograph_uid", "<u8"),
-]  # fmt: skip
-
-
-def make_records(n: int = 6) -> np.ndarray:
-    """Return a table as a refinement of binned particles leaves it."""
-    rng = np.random.default_rng(3)
-    records = np.zeros(n, dtype=TYPE)
-    records["uid"] = rng.integers(2**63, 2**64, n, dtype=np.uint64)
-    records["blob/path"] = [b">J1/extract/a.mrc", b">J1/extract/b.mrc"] * (n // 2)
-    records["blob/idx"] = np.arange(n) // 2
-    records["blob/shape"] = 8
-    records["blob/psize_A"] = 1.5
-    records["blob/sign"] = -1
-    records["ctf/type"] = b"ctffind4"
-    records["ctf/exp_group_id"] = 7
-    records["ctf/accel_kv"] = 300
-    records["ctf/cs_mm"] = 2.7
-    records["ctf/amp_contrast"] = 0.1
-    records["ctf/df1_A"] = rng.uniform(8e3, 3e4, n)
-    records["ctf/df2_A"] = rng.uniform(8e3, 3e4, n)
-    records["ctf/df_angle_rad"] = rng.uniform(-1.57, 4.71, n)
-    records["ctf/phase_shift_rad"] = np.pi / 2
-    records["alignments3D/split"] = np.arange(n) % 2
-    records["alignments3D/shift"] = rng.normal(size=(n, 2))
-    records["alignments3D/pose"] = Rotation.random(n, rng=rng).as_rotvec()
-    records["alignments3D/psize_A"] = 3.0
-    records["alignments3D/error"] = np.nan  # not ours, so not our business
-    records["location/micrograph_uid"] = [2**63, 5] * (n // 2)
-    return records
-
-
-def written(path: Path, records: np.ndarray, compressed: bool = False) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if compressed:
-        dataset = pytest.importorskip("cryosparc.dataset")
-        dataset.Dataset(records).save(str(path), format=dataset.CSDAT_FORMAT)
-    else:
-        with open(path, "wb") as file:
-            np.save(file, records)
-    return path
-
-
-def load(path: Path) -> np.ndarray:
-    """Read a .cs with the client's own reader where it is compressed."""
-    if path.read_bytes()[:6] == b"\x93NUMPY":
-        return np.load(path)
-    return pytest.importorskip("cryosparc.dataset").Dataset.load(str(path)).to_records(fixed=True)
 
 
 @pytest.fixture(params=[False, True], ids=["numpy", "csdat"])

@@ -23,7 +23,8 @@ from cryoforum_plugin.simulation.write import write_simulation
 from cryosparc_job.job import calls
 from cryosparc_job.job.cli import main
 from cryosparc_job.job.outputs import free_slots
-from cryosparc_job.job.steps import Request, Source, run
+from cryosparc_job.job.request import LOCAL_REFINEMENT, RECONSTRUCTION, Next, Request, Source
+from cryosparc_job.job.steps import run
 
 cryosparc_server = fixtures.cryosparc_server
 COUNT = 200
@@ -65,7 +66,7 @@ def test_the_whole_flow(cryosparc_server: FakeCryoSPARC, source: Source, tmp_pat
     from cryosparc.tools import CryoSPARC
 
     model, criteria = tmp_path / "model", Criteria(keep_fraction=0.5, balance_halves=True)
-    uid = run(Request(source, model, train=tiny(), criteria=criteria, queue=True, lane="default"))
+    uid = run(Request(source, model, train=tiny(), criteria=criteria, fsc=True, then=(Next(RECONSTRUCTION, "default"),)))
     job = cryosparc_server.state.jobs["P1", uid]
     assert job["status"] == "completed"
     client = CryoSPARC(cryosparc_server.url).find_job("P1", uid)
@@ -138,7 +139,7 @@ def test_the_commands(cryosparc_server: FakeCryoSPARC, source: Source, tmp_path:
     assert set(second["uid"]) < set(first["uid"])
     refused = CliRunner().invoke(main, ["select", *where, "--keep", "0.25", "--views", "4"])
     assert refused.exit_code == 1
-    assert "predict them first" in refused.stderr
+    assert "predict it first" in refused.stderr
     assert CliRunner().invoke(main, ["select", *where]).exit_code == 2
     for command in ("train", "predict", "select", "pipeline"):
         page = CliRunner().invoke(main, [command, "--help"])

@@ -1,0 +1,185 @@
+"""Options of a training, a prediction and a selection, alike wherever one is asked for; no heavy imports here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from cryoforum_plugin.cli.common import INPUT_FILE, OUTPUT_PATH, Command
+from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS, Settings
+
+if TYPE_CHECKING:
+    from cryoforum_plugin.confidence.selection import Criteria
+
+_DEFAULT = Settings()
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Join options into one decorator, in order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+training_options = options(
+    click.option(
+        "--symmetry",
+        default=None,
+        help="Point group with RELION's axes: Cn, Dn, T, O, I, I1-I4  [default: C1]",
+    ),
+    click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True),
+    click.option(
+        "--epochs",
+        type=int,
+        default=None,
+        help="Passes over the particles, of 2,048 images at least  [default: by their number, or the preset's]",
+    ),
+    click.option(
+        "--batch-size",
+        type=int,
+        default=None,
+        help=f"Images a step, pairs in siamese training  [default: {_DEFAULT.training.batch_size}, or the preset's]",
+    ),
+    click.option(
+        "--image-size",
+        type=int,
+        default=None,
+        help=f"Side of the working box in pixels  [default: {_DEFAULT.images.size_px}, or the preset's]",
+    ),
+    click.option("--diameter", type=float, default=None, help="Particle diameter in Å  [default: measured]"),
+    click.option("--no-ctf", is_flag=True, help="The images are CTF-corrected or have no CTF."),
+    click.option(
+        "--validation-fraction",
+        type=float,
+        default=None,
+        help=f"Part kept for validation  [default: {_DEFAULT.training.validation_fraction}, or the preset's]",
+    ),
+    click.option(
+        "--init-from",
+        type=OUTPUT_PATH,
+        metavar="MODEL_DIR",
+        help="Start from the weights (and network settings) of this model, perhaps of another protein.",
+    ),
+    click.option(
+        "--config", "config_file", type=INPUT_FILE, default=None, help="Settings from a TOML or JSON file."
+    ),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Any other setting; repeatable.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**31 - 1),
+        default=None,
+        help=f"Seed of all random choices  [default: {_DEFAULT.training.seed}]",
+    ),
+)
+views_option = click.option(
+    "--views",
+    type=click.Choice(["1", "2", "4", "8"]),
+    default=str(DEFAULT_VIEWS),
+    show_default=True,
+    help="Test-time in-plane views of each image: more is slower and a little more accurate.",
+)
+prediction_options = options(
+    views_option,
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=None,
+        help="Images at a time  [default: 64 on a CPU, 512 on a GPU]",
+    ),
+)
+selection_options = options(
+    click.option("--min-confidence", type=click.FloatRange(0, 1), help="Smallest calibrated confidence."),
+    click.option(
+        "--max-error", type=click.FloatRange(0, 180), help="Largest expected angular error in degrees."
+    ),
+    click.option(
+        "--keep", type=click.FloatRange(0, 1, min_open=True), help="Keep this fraction, the most confident."
+    ),
+    click.option(
+        "--statistic", type=click.Choice(["lambda_max", "trace"]), help="Filter by a statistic of the paper."
+    ),
+    click.option(
+        "--quantile",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Keep what lies below this quantile of --statistic [default: 0.75].",
+    ),
+    click.option(
+        "--auto", is_flag=True, help="Choose the confidence that makes the reconstruction clearest."
+    ),
+)
+
+
+def training_settings(values: dict[str, Any]) -> Settings:
+    """Settings from the values of `training_options`: preset, then config file, then options, then --set."""
+    from cryoforum_plugin.errors import SettingsError
+    from cryoforum_plugin.settings import assemble, option_values, parse_assignments, read_config
+
+    try:
+        assignments = parse_assignments(values["assignments"])
+    except SettingsError as error:
+        raise click.UsageError(f"--set: {error}") from error
+    return assemble(
+        values["preset"],
+        network=None if values["init_from"] is None else _network_of(values["init_from"]),
+        config=None if values["config_file"] is None else read_config(values["config_file"]),
+        options=option_values(values)
+        | {
+            "training.batch_size": values["batch_size"],
+            "images.size_px": values["image_size"],
+            "images.diameter_A": values["diameter"],
+            "images.ctf": "none" if values["no_ctf"] else None,
+            "training.validation_fraction": values["validation_fraction"],
+        },
+        assignments=assignments,
+    )
+
+
+def _network_of(model_dir: Any) -> Any:
+    """Network settings of a trained model."""
+    import torch
+
+    from cryoforum_plugin.network.model import load_model
+
+    return load_model(model_dir, torch.device("cpu")).settings.network
+
+
+def check_selection(values: dict[str, Any]) -> None:
+    """Refuse combinations of `selection_options` that mean nothing."""
+    if values["quantile"] is not None and values["statistic"] is None:
+        raise click.UsageError("--quantile needs --statistic lambda_max or --statistic trace")
+
+
+def selection_criteria(
+    values: dict[str, Any], model: Any = None, views: int = DEFAULT_VIEWS, balance_halves: bool = False
+) -> Criteria:
+    """Criteria from the values of `selection_options`; a quantile over the validation particles of `model`."""
+    from cryoforum_plugin.confidence.selection import Criteria
+
+    quantile = Criteria.quantile if values["quantile"] is None else values["quantile"]
+    threshold = None
+    if model is not None and values["statistic"] is not None:
+        from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
+
+        threshold = read_model_quantile(model, values["statistic"], quantile, views)
+    return Criteria(
+        min_confidence=values["min_confidence"],
+        max_error_deg=values["max_error"],
+        keep_fraction=values["keep"],
+        statistic=values["statistic"],
+        quantile=quantile,
+        statistic_threshold=threshold,
+        auto=values["auto"],
+        balance_halves=balance_halves,
+    )
