@@ -64,7 +64,7 @@ def declare(job: Any, slots: dict[str, int], selecting: bool, has_poses: bool) -
     poses = [client.slot("alignments3D", "alignments3D")]
     names = [INPUT, *([SELECTED, REJECTED] if selecting else []), POSES]
     for name in names:
-        own = poses if name == POSES else [*components, *([] if has_poses else poses)]
+        own = [*components, *(poses if name == POSES or not has_poses else [])]
         call(f"adding output {name}", job.add_output, "particle", name, slots=own, passthrough=INPUT,
              title=TITLES[name])  # fmt: skip
     return names

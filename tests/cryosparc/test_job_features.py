@@ -1,0 +1,327 @@
+"""What an external job shows, refuses, queues and obeys. Real client, our server, a tiny model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from cryosparc_runs import COUNT, add_job, simulate_particles, tiny_settings
+from fake_cryosparc import FakeCryoSPARC, fixtures
+from fake_cryosparc.faults import On, unavailable
+
+from cryoforum_plugin import formats
+from cryoforum_plugin.confidence.selection import Criteria
+from cryoforum_plugin.errors import CryoForumError, HostError
+from cryoforum_plugin.network.device import choose_device
+from cryoforum_plugin.training.loop import make_fabric
+from cryoforum_plugin.training.train import train
+from cryosparc_job.job import calls, event_log
+from cryosparc_job.job.cli import main
+from cryosparc_job.job.life import StoppedError
+from cryosparc_job.job.request import LOCAL_REFINEMENT, RECONSTRUCTION, Next, Request, Source
+from cryosparc_job.job.steps import run
+
+cryosparc_server = fixtures.cryosparc_server
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "WAITS_S", (0.05, 0.2))
+    monkeypatch.setattr(event_log, "SECONDS_BETWEEN_CALLS", 0.0)
+    monkeypatch.setattr("cryoforum_plugin.progress.SECONDS_BETWEEN_RENEWALS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a model that was trained on simulated particles."""
+    folder = tmp_path_factory.mktemp("trained")
+    table = simulate_particles(folder)
+    fabric = make_fabric(str(choose_device("cpu")), 1, 1, "32-true")
+    train(
+        formats.read_particles(table, folder),
+        [table],
+        folder / "model",
+        tiny_settings(),
+        fabric,
+        "32-true",
+        quiet=True,
+    )
+    return folder / "model"
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained model, with nothing predicted beside it."""
+    return Path(shutil.copytree(trained, tmp_path / "model"))
+
+
+def job_of(server: FakeCryoSPARC, uid: str) -> dict[str, Any]:
+    return server.state.jobs["P1", uid]
+
+
+def last_job(server: FakeCryoSPARC) -> dict[str, Any]:
+    return list(server.state.jobs.values())[-1]
+
+
+def read(server: FakeCryoSPARC, uid: str, output: str) -> Any:
+    """Return an output, passed-through slots included."""
+    from cryosparc.tools import CryoSPARC
+
+    return CryoSPARC(server.url).find_job("P1", uid).load_output(output, slots="all")
+
+
+def test_particles_that_were_never_refined_get_poses_and_half_sets(
+    cryosparc_server: FakeCryoSPARC, model: Path
+) -> None:
+    source = add_job(cryosparc_server, "alignments3D", kind="extract_micrographs_multi")
+    uid = run(Request(source, model, criteria=Criteria(keep_fraction=0.5, balance_halves=True)))
+    everything, poses = (
+        read(cryosparc_server, uid, name) for name in ("particles", "particles_network_pose")
+    )
+    assert len(everything) == COUNT
+    for name in ("particles", "particles_selected", "particles_rejected"):
+        part = read(cryosparc_server, uid, name)
+        assert np.linalg.norm(part["alignments3D/pose"], axis=1).min() > 0
+        assert set(part["alignments3D/psize_A"]) == {5.0}
+        halves = np.bincount(part["alignments3D/split"], minlength=2)
+        assert halves.min() > 0
+    kept = np.bincount(read(cryosparc_server, uid, "particles_selected")["alignments3D/split"])
+    assert kept.max() <= 1.02 * kept.min()
+    np.testing.assert_array_equal(everything["alignments3D/pose"], poses["alignments3D/pose"])
+    assert "no 3D alignments" in job_of(cryosparc_server, uid)["description"]
+
+
+def test_what_the_event_log_and_the_card_show(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+    source = add_job(cryosparc_server)
+    uid = run(Request(source, model, criteria=Criteria(keep_fraction=0.5), fsc=True))
+    state = cryosparc_server.state
+    events = state.events_of("P1", uid)
+    pictures = [event["text"] for event in events if event["type"] == "image"]
+    assert pictures == ["FSC", "views", "confidence", "expected error"]
+    texts = state.log("P1", uid)
+    progress = [text for text in texts if text.startswith("predicting: 2")]
+    assert progress == [text for text in progress if text.startswith(f"predicting: {COUNT}/{COUNT}")]
+    assert len(progress) == 1  # one line that renewed itself
+    assert cryosparc_server.requests.count("jobs.update_event_log") > 2
+    assert any("half sets 100 + 100" in text for text in texts)
+    assert any(text.startswith("selecting: half set 1:") for text in texts)
+    for output in ("particles", "particles_selected", "particles_rejected", "particles_network_pose"):
+        assert state.output_image("P1", uid, output) is not None
+    assert state.tile_image("P1", uid) is not None
+    assert "3DVA component 0" in job_of(cryosparc_server, uid)["description"]
+
+
+def test_logs_and_pictures_never_end_a_run(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+    source = add_job(cryosparc_server)
+    for operation in ("add_event_log", "update_event_log", "add_checkpoint", "add_image_log", "set_tile_image",
+                      "set_output_image"):  # fmt: skip
+        cryosparc_server.faults.append(unavailable(f"jobs.{operation}", times=None))
+    cryosparc_server.faults.append(unavailable("assets.upload", times=None))
+    uid = run(Request(source, model))
+    assert job_of(cryosparc_server, uid)["status"] == "completed"
+    assert len(read(cryosparc_server, uid, "particles")) == COUNT
+
+
+@pytest.mark.parametrize("action", ["kill", "clear"])
+def test_kill_and_clear_in_the_interface_end_a_training(
+    cryosparc_server: FakeCryoSPARC, tmp_path: Path, action: str
+) -> None:
+    source = add_job(cryosparc_server)
+
+    def end(request: Any) -> None:
+        if request.op == "jobs.update_event_log":  # the second sign of progress
+            getattr(cryosparc_server.state, action)("P1", last_job(cryosparc_server)["uid"])
+
+    cryosparc_server.faults.append(end)
+    with pytest.raises(StoppedError, match=r"was (killed|cleared) in cryoSPARC"):
+        run(Request(source, tmp_path / "model", train=tiny_settings(), predict=False))
+    assert last_job(cryosparc_server)["status"] == {"kill": "killed", "clear": "building"}[action]
+    assert not (tmp_path / "model" / "model.pt").exists()
+
+
+def test_jobs_that_follow(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+    source = add_job(cryosparc_server, volumes=True)
+    then = (Next(RECONSTRUCTION, "default"), Next(LOCAL_REFINEMENT, "default"))
+    uid = run(Request(source, model, criteria=Criteria(keep_fraction=0.5), then=then))
+    first, second = list(cryosparc_server.state.jobs.values())[-2:]
+    assert [job["spec"]["type"] for job in (first, second)] == ["homo_reconstruct", "new_local_refine"]
+    for job in (first, second):
+        assert job["status"] == "queued"
+        (connection,) = job["spec"]["inputs"]["particles"]["connections"]
+        assert (connection["job_uid"], connection["output"]) == (uid, "particles_selected")
+        assert job["spec"]["params"]["refine_symmetry"] == "C1"
+    for name in ("volume", "mask"):
+        (connection,) = second["spec"]["inputs"][name]["connections"]
+        assert (connection["job_uid"], connection["output"]) == (source.job, name)
+
+
+def test_a_pipeline_learns_from_one_job_and_predicts_another(
+    cryosparc_server: FakeCryoSPARC, tmp_path: Path
+) -> None:
+    refined, new = add_job(cryosparc_server), add_job(cryosparc_server, "alignments3D")
+    request = Request(new, tmp_path / "model", train=tiny_settings(), train_on=(refined.job, "particles"))
+    uid = run(request)
+    inputs = job_of(cryosparc_server, uid)["spec"]["inputs"]
+    connected = {name: one["connections"][0]["job_uid"] for name, one in inputs.items()}
+    assert connected == {"particles": new.job, "training_particles": refined.job}
+    trained = (tmp_path / "model" / "model.pt").stat().st_mtime_ns
+    run(request)  # the model is finished and kept
+    assert (tmp_path / "model" / "model.pt").stat().st_mtime_ns == trained
+    other = replace(request, train=replace(tiny_settings(), symmetry="C2"))
+    with pytest.raises(HostError, match=r"begun with other settings .* --overwrite"):
+        run(other)
+
+
+def test_select_takes_the_external_job_too(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+    source = add_job(cryosparc_server)
+    first = run(Request(source, model))
+    again = Source("P1", "W1", first, url=source.url)
+    second = run(Request(again, model, again=True, criteria=Criteria(keep_fraction=0.25)))
+    assert len(read(cryosparc_server, second, "particles_selected")) == COUNT / 4
+    (connection,) = job_of(cryosparc_server, second)["spec"]["inputs"]["particles"]["connections"]
+    assert connection["job_uid"] == source.job
+
+
+def refuse(server: FakeCryoSPARC, request: Request, words: str) -> None:
+    """Check that a request fails with one line, here and as a failed job."""
+    with pytest.raises(CryoForumError, match=words) as error:
+        run(request)
+    job = last_job(server)
+    assert job["status"] == "failed"
+    (message,) = (found["message"] for found in job["errors_run"])
+    assert message == " ".join(str(error.value).split())
+
+
+def test_bad_input_fails_the_job_with_the_same_line(
+    cryosparc_server: FakeCryoSPARC, model: Path, tmp_path: Path
+) -> None:
+    source = add_job(cryosparc_server)
+    flat = add_job(cryosparc_server, "alignments3D")
+    blind = add_job(cryosparc_server, "blob")
+    project, workspace, url = source.project, source.workspace, source.url
+    cases = [
+        (Request(Source(project, workspace, "J99", url=url), model), "J99: not there"),
+        (
+            Request(Source(project, workspace, source.job, "particels", url=url), model),
+            "no output 'particels'",
+        ),
+        (Request(Source(project, workspace, "J2", "volume", url=url), model), "holds volume, not particles"),
+        (
+            Request(flat, tmp_path / "new", train=tiny_settings()),
+            "no alignments3D; take the particles of a finished",
+        ),
+        (Request(blind, model), "no blob; take the particles of a job that has their images"),
+        (Request(source, tmp_path / "none"), "holds no model.pt; train a model there first"),
+        (Request(source, model, again=True), "was not predicted with this model"),
+        (Request(source, model, then=(Next(LOCAL_REFINEMENT),)), "--volume: .* has no output 'volume'"),
+        (Request(source, model, device="cuda:7"), "cuda"),
+    ]
+    for request, words in cases:
+        refuse(cryosparc_server, request, words)
+    count = len(cryosparc_server.state.jobs)
+    for where in (("P9", "W1"), ("P1", "W9")):  # no place for a failed job
+        with pytest.raises(HostError, match="not there"):
+            run(Request(Source(*where, source.job, url=url), model))
+    assert len(cryosparc_server.state.jobs) == count
+
+
+def test_images_that_cannot_be_had(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+    source = add_job(cryosparc_server)
+    folder = Path(cryosparc_server.state.projects["P1"]["project_dir"])
+    for stack in (folder / "J9").rglob("*.mrcs"):
+        stack.unlink()
+    refuse(cryosparc_server, Request(source, model), "mrcs")
+
+
+def test_a_folder_that_is_not_mounted_is_downloaded(
+    cryosparc_server: FakeCryoSPARC, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = add_job(cryosparc_server)
+    uid = run(Request(source, model))
+    monkeypatch.setattr("cryosparc_job.job.client.project_folder", lambda project: Path("/not/here"))
+    again = add_job(cryosparc_server)
+    other = run(Request(again, model))
+    assert cryosparc_server.requests.count("projects.download_file") >= 1
+    for name in ("particles", "particles_network_pose"):
+        here, there = read(cryosparc_server, other, name), read(cryosparc_server, uid, name)
+        for field in ("components_mode_0/value", "alignments3D/pose"):
+            np.testing.assert_array_equal(here[field], there[field])
+
+
+def test_a_server_that_goes_away_between_prediction_and_write_back(
+    cryosparc_server: FakeCryoSPARC, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = add_job(cryosparc_server)
+    cryosparc_server.faults.append(On("jobs.save_output", None))
+    monkeypatch.setattr(calls, "WAITS_S", ())
+    broken = unavailable("jobs.save_output", times=None)
+    cryosparc_server.faults.append(broken)
+    refuse(cryosparc_server, Request(source, model), "writing particles")
+    cryosparc_server.faults.remove(broken)
+    predicted = next(model.parent.rglob("P1_*/predicted.cs"))
+    written = predicted.stat().st_mtime_ns
+    uid = run(Request(source, model))
+    assert job_of(cryosparc_server, uid)["status"] == "completed"
+    assert predicted.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_fail_the_job(
+    cryosparc_server: FakeCryoSPARC, tmp_path: Path, number: signal.Signals
+) -> None:
+    source = add_job(cryosparc_server)
+    command = [sys.executable, "-m", "cryosparc_job.job.cli", "train", "--url", source.url or "", "--project", "P1",
+               "--workspace", "W1", "--job", source.job, "--model-dir", str(tmp_path / "model"), "--epochs", "500",
+               "--preset", "fast", "--device", "cpu"]  # fmt: skip
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 60
+    while last_job(cryosparc_server)["status"] != "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    threading.Timer(0.5, process.send_signal, [number]).start()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else 130), errors
+    assert last_job(cryosparc_server)["status"] == "failed"
+    (message,) = (found["message"] for found in last_job(cryosparc_server)["errors_run"])
+    assert message == ("stopped by a signal" if number == signal.SIGTERM else "interrupted")
+    assert "Traceback" not in errors
+
+
+def test_wrong_use_of_the_command(tmp_path: Path) -> None:
+    where = [
+        "--url",
+        "http://127.0.0.1:1",
+        "--project",
+        "1",
+        "--workspace",
+        "1",
+        "--job",
+        "1",
+        "--model-dir",
+        str(tmp_path),
+    ]
+    for arguments, words in (
+        (["predict", *where, "--lane", "x"], "--lane needs"),
+        (["predict", *where, "--volume", "J1.volume"], "need --queue-refinement"),
+        (["predict", *where, "--quantile", "0.5"], "--quantile needs --statistic"),
+        (["select", *where], "no criterion"),
+        (["train", *where, "--password", "x"], "No such option"),
+    ):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2, done.output
+        assert words in " ".join(done.stderr.replace("│", " ").split())
+    done = CliRunner().invoke(main, ["predict", *where])
+    assert done.exit_code == 1
+    assert "no login for http://127.0.0.1:1" in done.stderr
