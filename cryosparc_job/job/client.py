@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from cryoforum_plugin.errors import HostError
 
+SAVE = {"dpi": 120}  # of figures; the client's own choice cuts their rim off
+
 
 def client_version() -> str:
     """Version of the installed cryosparc-tools. Raises HostError without it."""
@@ -101,13 +103,13 @@ def log_progress(job: Any, text: str, name: str) -> None:
 def set_images(job: Any, output: str, figure: Any) -> None:
     """Show a figure as an output's thumbnail; version 4.7 has none."""
     if not is_v4():
-        job.set_output_image(output, figure)
+        job.set_output_image(output, figure, savefig_kw=SAVE)
 
 
 def set_tile(job: Any, figure: Any) -> None:
     """Show a figure on the job's card; version 4.7 cannot."""
     if not is_v4():
-        job.set_tile_image(figure)
+        job.set_tile_image(figure, savefig_kw=SAVE)
 
 
 def connected_to(job: Any, name: str) -> tuple[str, str] | None:

@@ -57,7 +57,8 @@ class EventLog(logging.Handler):
 
     def plot(self, figure: Figure, name: str) -> None:
         """Show a figure; `name` becomes part of a file name and an address, so keep it short."""
-        quietly(f"showing the plot {name}", self.job.log_plot, figure, name, formats=["png", "pdf"])
+        quietly(f"showing the plot {name}", self.job.log_plot, figure, name, formats=["png", "pdf"],
+                savefig_kw=client.SAVE)  # fmt: skip
 
     def thumbnail(self, output: str, figure: Figure) -> None:
         """Show a figure as the picture of an output."""

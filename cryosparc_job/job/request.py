@@ -73,9 +73,9 @@ class Request:
     @property
     def verbs(self) -> str:
         """What is done, in words."""
-        verbs = ["train"] if self.train is not None else []
-        verbs += ["predict"] if self.predict else []
-        return " and ".join(verbs + (["select"] if self.criteria is not None else []))
+        done = {"train": self.train is not None, "predict": self.predict, "select": self.criteria is not None}
+        *before, last = [verb for verb, wanted in done.items() if wanted]
+        return f"{', '.join(before)} and {last}" if before else last
 
 
 @dataclass(frozen=True)

@@ -158,8 +158,8 @@ class Work:
         cache = self.folder.parent / f"{source.project_uid}_stacks"
         root = data_root(self.client, source.project_uid, folder, table, cache)
         particles = formats.read_particles(table, root)
-        counts = describe(f"{source.uid}.{output}", particles)
-        LOG.info("%s", ", ".join(f"{name} {value}" for name, value in counts.items()))
+        _, *counts = describe("", particles).items()
+        LOG.info("%s.%s: %s", source.uid, output, ", ".join(f"{name} {value}" for name, value in counts))
         return particles, root
 
     def _train(self, record: JobRecord) -> None:
