@@ -12,8 +12,8 @@ and Structura's documentation; URLs, verbs and file names are this package's own
 `fixtures` holds the pytest fixtures; `server_v4` the three services of cryoSPARC 4.7.
 """
 
-from fake_cryosparc.faults import Delay, Drop, HTTPError
+from fake_cryosparc.faults import Cut, Delay, Drop, HTTPError
 from fake_cryosparc.server import FakeCryoSPARC
 from fake_cryosparc.state import State
 
-__all__ = ["Delay", "Drop", "FakeCryoSPARC", "HTTPError", "State"]
+__all__ = ["Cut", "Delay", "Drop", "FakeCryoSPARC", "HTTPError", "State"]

@@ -1,7 +1,7 @@
 """What can go wrong on the way to the master.
 
 A fault is any callable that takes a `Request` (before it is answered: `op`, `method`, `path`, `query`) and
-returns what happens to it: HTTPError, Drop, Delay, or None for nothing. The helpers make the usual ones.
+returns what happens to it: HTTPError, Drop, Cut, Delay, or None for nothing. The helpers make the usual ones.
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Close the connection when `after_bytes` of the answer have gone."""
+
+    after_bytes: int
+
+
+@dataclass(frozen=True)
 class Delay:
     """Answer `seconds` later."""
 
     seconds: float
 
 
-Effect = HTTPError | Drop | Delay | None
+Effect = HTTPError | Drop | Cut | Delay | None
 Fault = Callable[[Request], Effect]
 
 
@@ -76,6 +83,13 @@ def missing_fields(*fields: str, op: str = "jobs.save_output", times: int | None
 def dropped_upload(op: str = "jobs.save_output", after_bytes: int = 2000, times: int | None = 1) -> On:
     """Close the connection when `after_bytes` of the body have come."""
     return On(op, Drop(after_bytes), times)
+
+
+def dropped_download(
+    op: str = "projects.download_file", after_bytes: int = 2000, times: int | None = 1
+) -> On:
+    """Close the connection when `after_bytes` of the answer have gone."""
+    return On(op, Cut(after_bytes), times)
 
 
 def lost_answer(op: str, times: int | None = 1) -> On:

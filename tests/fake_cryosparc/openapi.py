@@ -42,7 +42,7 @@ class Route:
 
 
 @lru_cache
-def build(version: str, stream_status: int) -> tuple[Schema, tuple[Route, ...]]:
+def build(version: str, stream_status: int, file_status: int = 200) -> tuple[Schema, tuple[Route, ...]]:
     """Return openapi.json and its routes; the client streams a dataset only if its status is 201."""
     tree = ast.parse(Path(cryosparc.__file__).with_name("api.pyi").read_text())
     paths: Schema = {}
@@ -52,7 +52,7 @@ def build(version: str, stream_status: int) -> tuple[Schema, tuple[Route, ...]]:
         path = "/" + "/".join([*op.split("."), *(f"{{{name}}}" for name in names)])
         body = [argument for argument in function.args.args if argument.arg != "self"]
         method = "get" if function.name.startswith(GET_VERBS) and not body else "post"
-        responses, status = _responses(function.returns, stream_status)
+        responses, status = _responses(function.returns, stream_status, file_status)
         described: Schema = {"summary": op, "parameters": _parameters(op, function), "responses": responses}
         if op == "login":
             described["requestBody"] = {"content": {"application/x-www-form-urlencoded": {"schema": {}}}}
@@ -93,11 +93,11 @@ def _body(argument: ast.arg, required: bool) -> Schema:
     return {"required": required, "content": {STREAMS.get(stream, JSON): {"schema": titled}}}
 
 
-def _responses(returns: ast.expr | None, stream_status: int) -> tuple[Schema, int]:
+def _responses(returns: ast.expr | None, stream_status: int, file_status: int) -> tuple[Schema, int]:
     schema, stream = _schema(returns)
     responses: Schema
     if stream:
-        status = stream_status if stream == "Dataset" else 200  # a file answered with 201 cannot be read
+        status = stream_status if stream == "Dataset" else file_status
         responses = {str(status): {"content": {STREAMS[stream]: {"schema": schema}}}}
     elif isinstance(returns, ast.Constant) and returns.value is None:
         status, responses = 204, {"204": {}}

@@ -19,7 +19,7 @@ OPEN = ("login", "health", "read_root")  # need no token
 
 
 def operation(name: str) -> Callable[[Operation], Operation]:
-    """Register `function(state, call, *path parameters)`; it returns JSON, bytes or a Dataset."""
+    """Register `function(state, call, *path parameters)`; it returns JSON, bytes, a file or a Dataset."""
 
     def register(function: Operation) -> Operation:
         OPERATIONS[name] = function
@@ -116,12 +116,12 @@ def upload_file(state: State, call: Call, project: str) -> str:
 
 
 @operation("projects.download_file")
-def download_file(state: State, call: Call, project: str) -> bytes:
-    """Read a file."""
+def download_file(state: State, call: Call, project: str) -> Path:
+    """Return a file."""
     file = inside(state, project, call.text("path"))
     if not file.is_file():
         raise HTTPError(404, f"{file} not found")
-    return file.read_bytes()
+    return file
 
 
 @operation("projects.ls")

@@ -67,13 +67,21 @@ class FakeCryoSPARC(Restartable):
     """A cryoSPARC master whose projects lie in `root`.
 
     stream_status : of answers with a dataset; the client streams them with 201, reads them whole with 200.
+    file_status : of answers with a file; the client reads them whole with 200, and not at all with 201.
     """
 
-    def __init__(self, root: Path, stream_status: int = 201, version: str = "v5.0.3", port: int = 0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        stream_status: int = 201,
+        version: str = "v5.0.3",
+        port: int = 0,
+        file_status: int = 200,
+    ) -> None:
         self.state = State(root, version)
         self.requests = RequestLog()
         self.faults: list[Fault] = []
-        document, self._routes = openapi.build(version, stream_status)
+        document, self._routes = openapi.build(version, stream_status, file_status)
         self._openapi = json.dumps(document).encode()
         self._service = Service(self._operation, self._answer, self.faults, self.requests, port)
         self.services = [self._service]
@@ -113,6 +121,6 @@ class FakeCryoSPARC(Restartable):
             result = OPERATIONS[op](self.state, call, *arguments)
             if isinstance(result, Dataset):
                 return Answer(route.status, b"".join(result.stream()), openapi.STREAMS["Dataset"])
-            if isinstance(result, bytes):
+            if isinstance(result, bytes | Path):
                 return Answer(route.status, result, openapi.STREAMS["Stream"])
             return Answer(route.status, json.dumps(result).encode())

@@ -15,6 +15,8 @@ from fake_cryosparc.slots import SLOTS
 from fake_cryosparc.state import State
 
 SLOT_NAMES = ("blob", "ctf", "alignments3D", "alignments2D", "location", "pick_stats")
+PARTICLES_A_MICROGRAPH = 200
+LONG_NAME = "FoilHole_23112345_Data_{:08d}_20240131_120000_Fractions_patch_aligned_doseweighted"  # by EPU
 Columns = dict[str, NDArray[Any]]
 
 
@@ -31,6 +33,7 @@ def synthetic_particles(
     sign: float = 1.0,
     blob_psize_A: float | None = None,
     path_prefix: str = "",
+    micrograph: str = "mic{}",
     symlinked: bool = False,
     copies: int = 1,
     components: int = 0,
@@ -43,6 +46,7 @@ def synthetic_particles(
     sign : blob/sign; with -1 the images are written dark on light.
     blob_psize_A : of the images if they are not those that were refined (downsampled, or full size again).
     path_prefix : ">" as in imported and exported tables.
+    micrograph : name of the micrograph of a stack, from its number.
     symlinked : put the stacks outside of the project and link to them.
     copies : of each particle, symmetry-expanded about z with new uids and sym_expand/src_uid.
     components : how many components_mode_k are taken, as by 3DVA.
@@ -52,7 +56,7 @@ def synthetic_particles(
     row = np.arange(n) // copies  # the image of each row
     stack, index = row % stacks, row // stacks
     names = np.array(
-        [f"{job}/extract/{10**17 + s:021d}_mic{s}_particles.mrc" for s in range(stacks)], dtype=object
+        [f"{job}/extract/{10**17 + s:021d}_{micrograph.format(s)}_particles.mrc" for s in range(stacks)], dtype=object
     )
     columns: Columns = {"uid": rng.integers(1, 2**64, n, dtype=np.uint64)}
     registry = SLOTS["particle"]
@@ -61,7 +65,7 @@ def synthetic_particles(
     _fill_blob(columns, (path_prefix + names)[stack], index, box, blob_psize_A or psize_A, sign)
     _fill_ctf(columns, rng, row)
     _fill_alignments(columns, rng, row, psize_A, copies, pose)
-    _fill_location(columns, rng, stack)
+    _fill_location(columns, rng, stack, micrograph)
     if copies > 1:
         _expand(columns, copies)
     for mode in range(components):
@@ -97,6 +101,20 @@ def add_refinement(state: State, n: int = 400, box: int = 32) -> None:
     mask = synthetic_volume(folder, name="J2/J2_mask.mrc", slot="mask", box=box)
     outputs = {"particles": particles, "volume": volume, "mask": mask}
     state.add_finished_job("P1", "W1", "nonuniform_refine_new", outputs)
+    state.set_status(state.job("P1", "J1"), "completed")
+
+
+def add_refinement_without_images(state: State, n: int) -> None:
+    """Add P1 with W1, J1, and J2, a refinement of very many particles whose stacks are empty files."""
+    folder = state.add_project("P1")
+    state.add_job("P1", "W1", "extract_micrographs_multi")
+    particles = synthetic_particles(
+        n, box=256, stacks=-(-n // PARTICLES_A_MICROGRAPH), micrograph=LONG_NAME
+    )
+    (folder / "J1" / "extract").mkdir()
+    for name in set(particles["blob/path"].tolist()):
+        (folder / name).touch()
+    state.add_finished_job("P1", "W1", "nonuniform_refine_new", {"particles": particles})
     state.set_status(state.job("P1", "J1"), "completed")
 
 
@@ -154,9 +172,10 @@ def _fill_alignments(
         _set(columns, "alignments3D", pose=pose)
 
 
-def _fill_location(columns: Columns, rng: np.random.Generator, stack: NDArray[Any]) -> None:
+def _fill_location(columns: Columns, rng: np.random.Generator, stack: NDArray[Any], micrograph: str) -> None:
     n = len(stack)
-    micrographs = np.array([f"J0/mic{s}.mrc" for s in range(int(stack.max(initial=0)) + 1)], dtype=object)
+    names = [f"J0/{micrograph.format(s)}.mrc" for s in range(int(stack.max(initial=0)) + 1)]
+    micrographs = np.array(names, dtype=object)
     _set(columns, "location", micrograph_uid=stack + 7, exp_group_id=1, micrograph_path=micrographs[stack])
     x, y = rng.uniform(size=(2, n))
     _set(columns, "location", micrograph_shape=4096, center_x_frac=x, center_y_frac=y)

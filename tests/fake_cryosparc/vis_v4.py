@@ -97,7 +97,7 @@ def get_project_file(state: State, call: Call) -> Answer:
     file = inside(state, asked["project_uid"], asked["path"])
     if not file.is_file():
         raise HTTPError(404, f"{file} not found")
-    return Answer(200, file.read_bytes(), BYTES)
+    return Answer(200, file, BYTES)
 
 
 @files("vis.get_job_file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import struct
 import threading
@@ -11,11 +12,12 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from fake_cryosparc.faults import Delay, Drop, Fault, HTTPError
+from fake_cryosparc.faults import Cut, Delay, Drop, Fault, HTTPError
 from fake_cryosparc.requests import Request, RequestLog
 
 JSON = "application/json"
@@ -23,11 +25,28 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Answer:
-    """A status and a body."""
+    """A status and a body, or a file that is sent in pieces; `most` bytes of it, then the connection is cut."""
 
     status: int
-    data: bytes
+    data: bytes | Path
     content_type: str = JSON
+    most: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Return the length of the body."""
+        return len(self.data) if isinstance(self.data, bytes) else self.data.stat().st_size
+
+    def write(self, stream: Any) -> None:
+        """Send the body."""
+        if self.most is not None:
+            data = self.data if isinstance(self.data, bytes) else self.data.read_bytes()
+            stream.write(data[: self.most])
+        elif isinstance(self.data, bytes):
+            stream.write(self.data)
+        else:
+            with open(self.data, "rb") as file:
+                shutil.copyfileobj(file, stream, 1 << 20)
 
 
 @dataclass
@@ -151,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         request.bytes_received = self._received
         request.duration_s = time.monotonic() - began
         if answer is not None:
-            request.status, request.bytes_sent = answer.status, len(answer.data)
+            request.status, request.bytes_sent = answer.status, answer.num_bytes
         self.service.log.append(request)
         if answer is None:
             self._cut()
@@ -164,11 +183,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the answer, or None if the connection is to be cut."""
         try:
             request.op = self.service.operation(request.method, request.path, self._read)
-            cut_after = False
+            cut_after, most = False, None
             for fault in self.service.faults:
                 match fault(request):
                     case Delay(seconds):
                         self.service.wait(seconds)
+                    case Cut(after_bytes):
+                        most = after_bytes
                     case Drop(at_answer=True):
                         cut_after = True
                     case Drop(after_bytes):
@@ -189,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:  # a mistake of ours: show it to the test
             traceback.print_exc()
             return Answer(500, json.dumps({"detail": repr(error)}).encode())
-        return None if cut_after else answer
+        return None if cut_after else replace(answer, most=most)
 
     def _read(self, limit: int | None = None) -> bytes:
         """Return the body, or about `limit` bytes of it; ConnectionError if the client goes away."""
@@ -228,11 +249,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             if answer.status != 204:
-                self.send_header("Content-Length", str(len(answer.data)))
+                self.send_header("Content-Length", str(answer.num_bytes))
             self.end_headers()
             if answer.status != 204:
-                self.wfile.write(answer.data)
+                answer.write(self.wfile)
             self.wfile.flush()
+            if answer.most is not None:
+                self._cut()
         except OSError:  # the client does not wait, or the service was stopped
             self.close_connection = True
 
