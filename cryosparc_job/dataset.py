@@ -103,11 +103,11 @@ def _numbers(records: Records, name: str, path: Path) -> FloatArray:
     return values
 
 
-def _pixel_size_A(records: Records, path: Path) -> FloatArray:
-    size = _numbers(records, "blob/psize_A", path)
+def _pixel_size_A(records: Records, path: Path, name: str = "blob/psize_A") -> FloatArray:
+    size = _numbers(records, name, path)
     bad = np.flatnonzero(size <= 0)
     if bad.size:
-        raise ParticleFileError(f"{path}: row {bad[0] + 1}: field blob/psize_A is not positive; correct it")
+        raise ParticleFileError(f"{path}: row {bad[0] + 1}: field {name} is not positive; correct it")
     return size
 
 
@@ -130,7 +130,7 @@ def _poses(records: Records, path: Path) -> tuple[FloatArray | None, FloatArray 
         return rotation, np.zeros((len(records), 2))
     psize = "alignments3D/psize_A" if "alignments3D/psize_A" in _names(records) else "blob/psize_A"
     shift_px = _numbers(records, "alignments3D/shift", path)
-    return rotation, shift_px * _numbers(records, psize, path)[:, None]
+    return rotation, shift_px * _pixel_size_A(records, path, psize)[:, None]
 
 
 def _ctf(records: Records, path: Path) -> Ctf | None:

@@ -100,6 +100,7 @@ def spoiled(name: str, value: float) -> np.ndarray:
         ),
         (spoiled("ctf/df1_A", np.inf), r"row 3 \(uid \d+\), field ctf/df1_A: inf is not a number"),
         (spoiled("blob/psize_A", 0), r"row 3: field blob/psize_A is not positive"),
+        (spoiled("alignments3D/psize_A", 0), r"row 3: field alignments3D/psize_A is not positive"),
         (np.zeros(3), r"not a .cs file but a plain NumPy array"),
     ],
 )
