@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryoforum_plugin.errors import ParticleFileError
-from cryoforum_plugin.particles import FloatArray
+from cryoforum_plugin.particles import FloatArray, IntArray
 
 _NUMPY_MAGIC, _CSDAT_MAGIC = b"\x93NUMPY", b"\x95CSDAT"
 _MAX_HEADER = 1 << 24  # NumPy's own limit is too short for wide tables
+_ROWS_AT_ONCE = 2048  # of a table that is filled column by column: they stay in the processor's cache
 Records = NDArray[np.void]
 
 
@@ -98,11 +99,24 @@ def _read_csdat(path: Path) -> Records:
     dataset = _dataset_module(path)
     _check_csdat(path)
     try:
-        records = dataset.Dataset.load(str(path)).to_records(fixed=True)
+        return records_of(dataset.Dataset.load(str(path)))
     except Exception as error:  # the client raises many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParticleFileError(f"{path}: damaged .cs file ({reason}); copy or export it again") from error
-    return np.array(records, dtype=np.dtype(records.dtype.descr))
+
+
+def records_of(dataset: Any) -> Records:
+    """Return a Dataset of cryosparc-tools as a table, its texts as bytes."""
+    columns = {name: np.asarray(dataset[name]) for name in dataset.fields()}
+    return table_of(
+        {name: _fixed(column) if column.dtype == object else column for name, column in columns.items()}
+    )
+
+
+def _fixed(column: NDArray[Any]) -> NDArray[np.bytes_]:
+    """Return a text column as bytes of one length, which end in NUL as cryoSPARC's do."""
+    names, number = numbered(column)
+    return np.array([name.encode() + b"\0" for name in names], dtype=bytes)[number]
 
 
 def _check_csdat(path: Path) -> None:
@@ -155,11 +169,9 @@ def with_fields(records: Records, fields: dict[str, NDArray[Any]]) -> Records:
     }
     added = {name: (value.dtype, value.shape[1:]) for name, value in fields.items() if name not in known}
     if longer or added:
-        changed = np.empty(len(records), dtype=as_dtype(known | longer | added))
-        for name in known.keys() - fields.keys():
-            changed[name] = records[name]
-    else:
-        changed = records.copy()
+        columns = {name: fields.get(name, records[name]) for name in known} | fields
+        return table_of(columns, known | longer | added)
+    changed = records.copy()
     for name, value in fields.items():
         changed[name] = value
     return changed
@@ -177,6 +189,33 @@ def field_types(records: Records) -> FieldTypes:
 def as_dtype(types: FieldTypes) -> np.dtype[np.void]:
     """Return the type of a table with these fields."""
     return np.dtype([(name, *kind) for name, kind in types.items()])
+
+
+def table_of(columns: dict[str, NDArray[Any]], types: FieldTypes | None = None) -> Records:
+    """Return columns `(n, ...)` as a table, of their own types if none are given."""
+    own = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+    records = np.empty(len(next(iter(columns.values()))), dtype=as_dtype(types or own))
+    pairs = [(records[name], column) for name, column in columns.items()]
+    for start in range(0, len(records), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        for target, column in pairs:
+            target[rows] = column[rows]
+    return records
+
+
+def numbered(column: NDArray[Any]) -> tuple[list[str], IntArray]:
+    """Return the distinct values of a text column as `texts` does, in order, and each row's number `(n,)`."""
+    numbers: dict[Any, int] = {}
+    number = np.fromiter((numbers.setdefault(value, len(numbers)) for value in column), np.int64, len(column))
+    return texts(np.array(list(numbers), dtype=column.dtype)), number
+
+
+def stacks_of(records: Records) -> tuple[list[str], IntArray]:
+    """Paths of the stacks without `>`, and the number of each row's `(n,)`."""
+    paths, path_index = numbered(records["blob/path"])
+    numbers: dict[str, int] = {}
+    stack_of_path = [numbers.setdefault(path.removeprefix(">"), len(numbers)) for path in paths]
+    return list(numbers), np.array(stack_of_path, dtype=np.int64)[path_index]
 
 
 def texts(column: NDArray[Any]) -> list[str]:

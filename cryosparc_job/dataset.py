@@ -15,7 +15,7 @@ from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry.rotations import rotation_vector_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.origins import origin_labels
-from cryosparc_job.cs_file import CsHost, Records, texts
+from cryosparc_job.cs_file import CsHost, Records, numbered, stacks_of
 from cryosparc_job.groups import read_table
 from cryosparc_job.posterior_file import read_posterior
 from cryosparc_job.writing import write_particles
@@ -41,17 +41,16 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
     records, compressed = read_table(path)
     _check(records, path)
     n = len(records)
-    names = [name.removeprefix(">") for name in texts(records["blob/path"])]
-    numbers: dict[str, int] = {}
-    stack_index = np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
-    root = (data_root or _project_folder(path, numbers)).absolute()
+    stacks, stack_index = stacks_of(records)
+    root = (data_root or _project_folder(path, stacks)).absolute()
     slice_index = records["blob/idx"].astype(np.int64)
     rotation, shift_A = _poses(records, path)
+    micrograph = _micrograph(records)
     slots, prediction = read_posterior(path, records, rotation, shift_A)
     sign = _numbers(records, "blob/sign", path) if "blob/sign" in _names(records) else np.ones(n)
     return ParticleSet(
         source=path,
-        stacks=tuple(root / name for name in numbers),
+        stacks=tuple(root / name for name in stacks),
         stack_index=stack_index,
         slice_index=slice_index,
         pixel_size_A=_pixel_size_A(records, path),
@@ -63,11 +62,11 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
         half_set=records["alignments3D/split"].astype(np.int64) + 1
         if "alignments3D/split" in _names(records)
         else np.zeros(n, dtype=np.int64),
-        micrograph=_micrograph(records),
-        origin=_origin(records, stack_index, slice_index),
+        micrograph=micrograph,
+        origin=_origin(records, stack_index, slice_index, micrograph),
         uid=records["uid"].astype(np.uint64),
         prediction=prediction,
-        host=CsHost(records, compressed, slots, rotation, shift_A, root if _holds(root, numbers) else None),
+        host=CsHost(records, compressed, slots, rotation, shift_A, root if _holds(root, stacks) else None),
     )
 
 
@@ -161,7 +160,7 @@ def _micrograph(records: Records) -> IntArray:
     return np.full(len(records), -1, dtype=np.int64)
 
 
-def _origin(records: Records, stack_index: IntArray, slice_index: IntArray) -> IntArray:
+def _origin(records: Records, stack_index: IntArray, slice_index: IntArray, micrograph: IntArray) -> IntArray:
     """Label the rows of one physical particle alike: symmetry-expanded copies, or the same image."""
     image = stack_index * (int(slice_index.max()) + 1) + slice_index
     if "sym_expand/src_uid" in _names(records):
@@ -171,10 +170,11 @@ def _origin(records: Records, stack_index: IntArray, slice_index: IntArray) -> I
         return origin_labels(image)
     fraction = np.stack([records[name].astype(np.float64) for name in place[:2]], axis=1)
     position_px = fraction * records[place[2]][:, ::-1]  # shape is (ny, nx)
-    return origin_labels(image, micrograph=_micrograph(records), position_px=position_px)
+    return origin_labels(image, micrograph=micrograph, position_px=position_px)
 
 
 def _labels(keys: NDArray[Any]) -> IntArray:
     """Number equal keys alike, from 0."""
-    keys = np.array(texts(keys)) if keys.dtype.kind in "OS" else keys
+    if keys.dtype.kind in "OS":
+        return numbered(keys)[1]
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)

@@ -18,7 +18,7 @@ from cryoforum_plugin.geometry.rotations import quaternion_to_rotation_vector
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 from cryoforum_plugin.particles.writable import Writable, writable
-from cryosparc_job.cs_file import CsHost, Records, texts, with_fields, write_records
+from cryosparc_job.cs_file import CsHost, Records, numbered, table_of, with_fields, write_records
 from cryosparc_job.groups import GROUP_SUFFIX, group_text
 from cryosparc_job.posterior_file import pack_posterior, posterior_path
 
@@ -99,8 +99,8 @@ def _path_fields(host: CsHost, source: Path, folder: Path) -> dict[str, NDArray[
     root, fields = os.path.realpath(host.root), dict[str, NDArray[Any]]()
     for name in host.records.dtype.names or ():
         if name.endswith("path"):
-            paths, rows = np.unique(host.records[name], return_inverse=True)
-            moved = np.array([_moved(path, root, here) for path in texts(paths)])
+            paths, rows = numbered(host.records[name])
+            moved = np.array([_moved(path, root, here) for path in paths])
             if any(path.startswith(b">") for path in moved.tolist()):
                 fields[name] = moved[rows]
     return fields
@@ -171,10 +171,7 @@ def new_records(particles: ParticleSet, path: Path, data_root: Path | None = Non
     } | _alignment_fields(particles)
     if (particles.micrograph >= 0).all():
         fields["location/micrograph_uid"] = particles.micrograph.astype("<u8")
-    records = np.empty(n, dtype=[(name, value.dtype, value.shape[1:]) for name, value in fields.items()])
-    for name, value in fields.items():
-        records[name] = value
-    return records
+    return table_of(fields)
 
 
 def _alignment_fields(particles: ParticleSet) -> dict[str, NDArray[Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from blobs import blob_positions, blob_volume
 from chain import TINY
 
@@ -14,6 +17,8 @@ from cryoforum_plugin.settings import Settings, assemble, parse_assignments
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
 from cryoforum_plugin.simulation.write import write_simulation
+from cryoforum_plugin.training.loop import make_fabric
+from cryoforum_plugin.training.train import train
 from cryosparc_job.job.request import Source
 
 COUNT = 200
@@ -22,8 +27,25 @@ COUNT = 200
 def tiny_settings() -> Settings:
     """Return settings of a training of seconds."""
     return assemble(
-        "default", options={"training.epochs": 2}, assignments=parse_assignments(v for v in TINY if "=" in v)
+        "default", options={"training.epochs": 1}, assignments=parse_assignments(v for v in TINY if "=" in v)
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: for a network this small several only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train_tiny_model(folder: Path) -> Path:
+    """Return the folder of a model that was trained on simulated particles in `folder`."""
+    table = simulate_particles(folder)
+    particles, fabric = formats.read_particles(table, folder), make_fabric("cpu", 1, 1, "32-true")
+    train(particles, [table], folder / "model", tiny_settings(), fabric, "32-true", quiet=True)
+    return folder / "model"
 
 
 def simulate_particles(folder: Path) -> Path:
@@ -36,8 +58,17 @@ def simulate_particles(folder: Path) -> Path:
     return folder / "J9" / "particles.cs"
 
 
-def add_job(server: Any, *without: str, kind: str = "nonuniform_refine_new", volumes: bool = False) -> Source:
-    """Add a finished job of simulated particles, less the slots `without`, perhaps with a map and a mask."""
+def add_job(
+    server: Any,
+    *without: str,
+    kind: str = "nonuniform_refine_new",
+    volumes: bool = False,
+    change: Callable[[dict[str, Any]], None] | None = None,
+) -> Source:
+    """Add a finished job of simulated particles, less the slots `without`, perhaps with a map and a mask.
+
+    change : alters the columns first.
+    """
     from cryosparc.dataset import Dataset
     from fake_cryosparc.synthetic import synthetic_volume
 
@@ -49,6 +80,8 @@ def add_job(server: Any, *without: str, kind: str = "nonuniform_refine_new", vol
     }
     if "alignments3D" not in without:  # what a refinement's table holds besides, and must come back
         columns["alignments3D/error"] = np.arange(len(table), dtype="f4")
+    if change is not None:
+        change(columns)
     data = {"particles": Dataset(columns)}
     if volumes:
         data["volume"] = synthetic_volume(folder, name="J9/map.mrc")

@@ -65,12 +65,16 @@ def train_model(
     name : of the particles in the record; default `table`. start_anew : advice when an unfinished training
     was begun with other settings. Raises HostError for that, and what `train` raises.
     """
-    identity: dict[str, Any] = {"particles": checksum(table), "settings": flatten(settings)}
-    if init_from is not None:
-        identity["init_from"] = checksum(init_from / "model.pt")
+    identity: dict[str, Any] = {
+        "particles": checksum(table),
+        "settings": flatten(settings),
+        "init_from": None if init_from is None else checksum(init_from / "model.pt"),
+    }
+    model = directory / "model.pt"
     if not overwrite:
-        if record.finished("train", identity, directory / "model.pt"):
-            LOG.info("training: finished in an earlier run of this job, kept")
+        made = {"model": checksum(model)} if model.exists() else {}
+        if record.finished("train", identity | made, model):
+            LOG.info("training: finished in an earlier run, kept")
             return
         _refuse_changes(record, directory, identity, start_anew)
     device = choose_device(device_name)
@@ -93,19 +97,22 @@ def train_model(
     if best_deg > USELESS_DEG:
         LOG.warning("the model is %.0f deg off (median of the validation particles): train longer, or on more "
                     "particles, before anything is chosen by it", best_deg)  # fmt: skip
+    identity["model"] = checksum(model)
     record.note("train", {**data, **errors, "finished": True, "identity": identity})
 
 
 def _refuse_changes(record: JobRecord, directory: Path, identity: dict[str, Any], start_anew: str) -> None:
     """Refuse to go on with a training that was begun otherwise."""
-    before = record.values.get("train", {}).get("identity", identity)
+    before = {**record.values.get("train", {}).get("identity", identity)}
+    before.pop("model", None)
     if same(before, identity) or not directory.exists():
         return
     old, new = before["settings"], identity["settings"]
     changed = [f"{key} {value} -> {new.get(key)}" for key, value in old.items() if new.get(key) != value]
-    what = f"settings ({', '.join(changed)})" if changed else "particles"
+    what = "particles" if before["particles"] != identity["particles"] else "weights to start from"
+    what = f"settings ({', '.join(changed)})" if changed else what
     raise HostError(
-        f"the training of this job was begun with other {what}; set them back to continue it, or {start_anew}"
+        f"the training was begun with other {what}; set them back to continue it, or {start_anew}"
     )
 
 
@@ -136,14 +143,16 @@ def predict_table(
     identity : from `prediction_identity`. name : of the particles in the record.
     """
     if record.finished("predict", identity, output):
-        LOG.info("predicting: finished in an earlier run of this job, kept")
+        LOG.info("predicting: finished in an earlier run, kept")
         return
+    data = describe(name, particles)
+    record.note("predict", {**data, "identity": identity})  # from here on what `output` holds is not known
     device = choose_device(device_name)
     LOG.info("predicting: %s, %d particles, on %s", name, len(particles), device)
     prediction = predict_particles(model, particles, device, choose_precision(precision, device), options)
     write_particles(particles, output, prediction, overwrite=True)
     LOG.info("predicting: %s", _summary(prediction))
-    record.note("predict", {**describe(name, particles), "finished": True, "identity": identity})
+    record.note("predict", {**data, "finished": True, "identity": identity})
 
 
 def _summary(prediction: Prediction) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cryoforum_plugin.errors import HostError
+from cryosparc_job.job.client import answer, is_away, login_advice
 
 LOG = logging.getLogger("cryoforum")
 T = TypeVar("T")
@@ -26,7 +27,7 @@ def call(
     """Call the client, again after a while where the server was busy or away.
 
     what : the call in a message, for example "reading J2.particles". The client itself tries three times at
-    once, without waiting. Raises HostError with what to do.
+    once, without waiting. Raises HostError with what to do, and lets those of `function` pass.
     """
     waits = WAITS_S if waits_s is None else waits_s
     for wait_s in (*waits, None):
@@ -34,6 +35,8 @@ def call(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "attempt 1/3 failed": told below
                 return function(*arguments, **named)
+        except HostError:
+            raise
         except Exception as error:
             if wait_s is None or not _passing(error):
                 raise explained(what, error) from error
@@ -51,9 +54,8 @@ def upload(what: str, function: Callable[..., T], *arguments: Any, **named: Any)
         try:
             return call(what, function, *arguments, **named)
         except HostError as error:
-            cause = error.__cause__
-            refused = _code(cause) == 422 and "required fields" not in _detail(cause)
-            if last or not refused:
+            code, words = answer(error.__cause__)
+            if last or code not in (400, 422) or "required fields" in words:
                 raise
     raise AssertionError("unreachable")
 
@@ -69,45 +71,20 @@ def quietly(what: str, function: Callable[..., Any], *arguments: Any, **named: A
 
 def explained(what: str, error: BaseException) -> HostError:
     """The client's error in one line."""
-    code, detail = _code(error), _detail(error)
+    code, words = answer(error)
     if code == 401:
-        return HostError(
-            f"{what}: cryoSPARC does not know this login, or it has expired; run `python -m cryosparc.tools login` with "
-            "--url and the same address"
-        )
+        return HostError(f"{what}: cryoSPARC does not know this login, or it has expired; {login_advice()}")
     if code == 404:
-        return HostError(f"{what}: not there ({detail}); check project, workspace, job and output")
-    if code is None and _is_transport(error):
+        return HostError(f"{what}: not there ({words}); check project, workspace, job and output")
+    if is_away(error):
         return HostError(
             f"{what}: cryoSPARC does not answer ({_short(error)}); is it running, and is the address right?"
         )
-    return HostError(f"{what}: {detail or _short(error)}")
+    return HostError(f"{what}: {words or _short(error)}")
 
 
 def _passing(error: BaseException) -> bool:
-    return _code(error) in _PASSING or (_code(error) is None and _is_transport(error))
-
-
-def _is_transport(error: BaseException | None) -> bool:
-    """Tell whether the server could not be reached or went away (httpx in client 5, urllib in 4)."""
-    while error is not None:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"TransportError", "URLError", "ConnectionError", "TimeoutError"}:
-            return True
-        error = error.__cause__
-    return False
-
-
-def _code(error: BaseException | None) -> int | None:
-    code = getattr(error, "code", None)
-    return code if isinstance(code, int) else None
-
-
-def _detail(error: BaseException | None) -> str:
-    """What the server said."""
-    data = getattr(error, "data", None)
-    detail = data.get("detail", data) if isinstance(data, dict) else data
-    return " ".join(str(detail).split())[:500] if detail else ""
+    return is_away(error) or answer(error)[0] in _PASSING or type(error).__name__ == "DatasetLoadError"
 
 
 def _short(error: BaseException) -> str:

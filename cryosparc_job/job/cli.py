@@ -79,7 +79,6 @@ def predict(**values: Any) -> None:
 
 @main.command()
 @_source
-@_prediction
 @_selection
 def select(**values: Any) -> None:
     """Select again among particles that were predicted with this model, without predicting again.
@@ -107,9 +106,9 @@ def pipeline(**values: Any) -> None:
     _run(values, train=True)
 
 
-def _criteria(values: dict[str, Any], model: Path | None = None) -> Any:
+def _criteria(values: dict[str, Any]) -> Any:
     check_selection(values)
-    return selection_criteria(values, model, int(values["views"]), balance_halves=True)
+    return selection_criteria(values, balance_halves=True)
 
 
 def _following(values: dict[str, Any]) -> Any:
@@ -146,10 +145,11 @@ def _run(values: dict[str, Any], train: bool = False, predict: bool = True, agai
         if values.get("train_job"):
             request["train_on"] = (values["train_job"], values["train_output"])
     if predict:
-        criteria = _criteria(values, None if train else values["model_dir"])
-        batch_size = None if train else values["batch_size"]
+        criteria = _criteria(values)
+        if not again:
+            batch_size = None if train else values["batch_size"]
+            request["options"] = PredictOptions(int(values["views"]), batch_size, values["contrast"])
         request |= {
-            "options": PredictOptions(int(values["views"]), batch_size, values["contrast"]),
             "criteria": criteria if criteria.any() else None,
             "fsc": bool(values["fsc"]),
             "then": _following(values),

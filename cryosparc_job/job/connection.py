@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import HostError
+from cryosparc_job.cs_file import records_of, write_records
 from cryosparc_job.job.calls import call
 from cryosparc_job.job.client import (
+    answer,
     client_version,
     close,
-    is_v4,
+    is_away,
+    is_other_generation,
+    load_output,
+    login_advice,
     make_client,
+    needs_login,
+    other_generation,
     output_types,
     slot_names,
 )
 
 LOG = logging.getLogger("cryoforum")
 WANTED = ("blob", "ctf", "alignments3D", "location", "sym_expand")
-LOGIN = "python -m cryosparc.tools login"
 
 
 @contextmanager
@@ -38,58 +47,55 @@ def connected(url: str | None = None, email: str | None = None) -> Iterator[Any]
 
 
 def connect(url: str | None = None, email: str | None = None) -> Any:
-    """Return the client of the instance at `url`, logged in with a stored token or the client's environment.
+    """Return the client of the instance at `url`, logged in as `client.make_client` says.
 
     url : default CRYOSPARC_BASE_URL, or CRYOSPARC_MASTER_HOSTNAME and CRYOSPARC_BASE_PORT. There is no
-    password here: `python -m cryosparc.tools login` asks for it and stores a token.
-    Raises HostError without cryosparc-tools, an address, a login, or a server of the client's generation.
+    password here. Raises HostError without cryosparc-tools, an address, a login, or a server of the client's
+    generation; another minor version is warned of.
     """
-    version = client_version()
-    address = url or os.environ.get("CRYOSPARC_BASE_URL") or "cryoSPARC"
+    client_version()
+    url = url or os.environ.get("CRYOSPARC_BASE_URL")
+    host, port = (os.environ.get(f"CRYOSPARC_{name}") for name in ("MASTER_HOSTNAME", "BASE_PORT"))
+    if url is None and host is None:
+        raise HostError("no address of cryoSPARC; give --url http://HOST:39000, or set CRYOSPARC_BASE_URL")
+    address = url or f"http://{host}:{port or 39000}"
+    return call(f"connecting to {address}", _log_in, address, email)
+
+
+def _log_in(address: str, email: str | None) -> Any:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            client = call(f"connecting to {address}", make_client, url, email)
-        except HostError as error:
-            raise _explained(error, address, version) from error
-    for warning in said:
-        text = " ".join(str(warning.message).split())
-        if "may not be compatible" in text:  # the client's way to say that the minor versions differ
-            LOG.warning("%s", text.partition(" Or, if running")[0].replace("--force ", ""))
+            client = make_client(address, email)
+        except Exception as error:
+            problem = _problem(error, address)
+            if problem is None:
+                raise
+            raise HostError(problem) from error
+    for text in (str(warning.message) for warning in said):
+        if needed := re.search(r"may not be compatible .*(cryosparc-tools~=[\d.]+)", text, re.DOTALL):
+            LOG.warning(
+                "%s is of another version than cryosparc-tools %s; run: pip install '%s'",
+                address, client_version(), needed[1],
+            )  # fmt: skip
     return client
 
 
-def _explained(error: HostError, address: str, version: str) -> HostError:
-    """What a person can do about a connection that failed."""
-    cause = error.__cause__
-    text = f"{cause} {cause.__cause__}" if cause is not None else ""
-    if isinstance(cause, TypeError):
-        return HostError("no address of cryoSPARC; give --url http://HOST:39000, or set CRYOSPARC_BASE_URL")
-    if isinstance(cause, AssertionError):
-        return HostError(
-            f"no login for {address}: cryosparc-tools {version} needs CRYOSPARC_LICENSE_ID, CRYOSPARC_EMAIL and "
-            f"CRYOSPARC_PASSWORD in the environment ({text.partition(' license ID')[0].split(' None')[0].strip()})"
+def _problem(error: Exception, address: str) -> str | None:
+    """What a person can do about a connection that failed, None where it is worth another try."""
+    version, other = client_version(), other_generation()
+    if is_other_generation(address):
+        return (
+            f"{address} is cryoSPARC {other[0]}, which cryosparc-tools {version} does not understand; run: "
+            f"pip install 'cryosparc-tools~={other}.0'"
         )
-    refused = "401" in text or "authentication not provided" in text or "Could not complete" in text
-    if "does not answer" in str(error):
-        return error
-    if is_v4():
-        if "404" in text:
-            return _other_generation(address, version, "5.0")
-        return HostError(
-            f"{address} refused the login; check CRYOSPARC_LICENSE_ID, CRYOSPARC_EMAIL and CRYOSPARC_PASSWORD"
-        ) if refused else error  # fmt: skip
-    if refused:
-        return HostError(f"no login for {address}, or it has expired; run: {LOGIN} --url {address}")
-    if isinstance(cause, RuntimeError) or "404" in text:
-        return _other_generation(address, version, "4.7")
-    return error
-
-
-def _other_generation(address: str, version: str, install: str) -> HostError:
-    return HostError(
-        f"{address} does not speak the language of cryosparc-tools {version}; install the version that cryoSPARC "
-        f"shows, for example: pip install 'cryosparc-tools~={install}.0'"
+    if is_away(error) or (answer(error)[0] or 0) >= 500:
+        return None
+    if needs_login(error):
+        return f"no login for {address}, or it has expired or is wrong; {login_advice(address)}"
+    return (
+        f"{address} does not answer as cryosparc-tools {version} expects; check the address, and install the minor "
+        f"version that cryoSPARC shows, for example: pip install 'cryosparc-tools~={other}.0'"
     )
 
 
@@ -131,11 +137,13 @@ def save_particles(job: Any, output: str, path: Path) -> Path:
     ]
     what = f"reading {job.uid}.{output}"
     LOG.info("%s: %s", what, ", ".join(slots))
-    dataset = call(what, job.load_output, output, slots=slots)
+    dataset = call(what, load_output, job, output, slots)
     if not len(dataset):
         raise HostError(f"{job.uid}.{output} holds no particles; choose an output that does")
+    if len(np.unique(dataset["uid"])) < len(dataset):
+        raise HostError(f"{job.uid}.{output} holds particles twice (same uid); remove the duplicates first")
     with atomic_file(path, overwrite=True) as temporary:
-        dataset.save(str(temporary))
+        write_records(temporary, records_of(dataset), compressed=False)
     return path
 
 

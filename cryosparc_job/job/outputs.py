@@ -18,6 +18,7 @@ from cryosparc_job.writing import SLOT_FIELDS
 INPUT = "particles"
 POSES = "particles_network_pose"
 SELECTED, REJECTED = "particles_selected", "particles_rejected"
+POSE = ("alignments3D/pose", "alignments3D/shift")
 TITLES = {
     INPUT: "All particles, with uncertainty",
     SELECTED: "Selected particles",
@@ -71,11 +72,11 @@ def declare(job: Any, slots: dict[str, int], selecting: bool, has_poses: bool) -
 
 
 def with_half_sets(particles: ParticleSet) -> ParticleSet:
-    """Give particles without half sets theirs, copies of one particle together; others are returned as they are.
+    """Give particles without two half sets theirs, copies of one particle together; others stay as they are.
 
     cryoSPARC's alignments3D must hold a half set, and one for all would leave the other empty.
     """
-    if particles.half_set.any():
+    if set(np.unique(particles.half_set)) >= {1, 2}:
         return particles
     return replace(particles, half_set=1 + np.unique(particles.origin, return_inverse=True)[1] % 2)
 
@@ -87,10 +88,11 @@ def rows_of(names: list[str], count: int, keep: NDArray[np.bool_] | None) -> dic
     return {name: chosen.get(name, everything) for name in names}
 
 
-def save(job: Any, name: str, predicted: ParticleSet, rows: NDArray[np.bool_]) -> None:
+def save(job: Any, name: str, predicted: ParticleSet, slots: dict[str, int], rows: NDArray[np.bool_]) -> None:
     """Write the marked rows `(n,)` of a predicted set as an output; nothing is written where there are none.
 
-    Only our own slots are sent. Raises HostError if the server wants a field that is not known here.
+    slots : as declared. Only our own slots are sent. Raises HostError if the server wants what is not known
+    here.
     """
     from cryosparc.dataset import Dataset
 
@@ -98,6 +100,9 @@ def save(job: Any, name: str, predicted: ParticleSet, rows: NDArray[np.bool_]) -
     records = predicted.host.records
     known = {field: records[field] for field in records.dtype.names or ()}
     known["alignments3D/split"] = predicted.half_set - 1
+    for quantity, k in slots.items():
+        known[f"components_mode_{k}/component"] = np.full(len(predicted), k)
+        known[f"components_mode_{k}/value"] = getattr(predicted.prediction, quantity)
     if not rows.any():
         return
     uid = Dataset({"uid": records["uid"][rows]})
@@ -105,9 +110,8 @@ def save(job: Any, name: str, predicted: ParticleSet, rows: NDArray[np.bool_]) -
     for field in data.fields():
         if field in known and field != "uid":
             data[field] = known[field][rows]
-    unfilled = [
-        f for f in ("alignments3D/pose", "alignments3D/shift") if f in data.fields() and f not in known
-    ]
+    needed = [field for field in data.fields() if field in POSE or field.startswith("components_mode_")]
+    unfilled = [field for field in needed if field not in known]  # they would be left at 0
     if unfilled:
         raise HostError(f"{name}: nothing to write to {', '.join(unfilled)}; predict these particles first")
     upload(f"writing {name}", job.save_output, name, data)

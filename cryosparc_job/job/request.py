@@ -12,8 +12,9 @@ from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.prediction.run import PredictOptions
 from cryoforum_plugin.settings import Settings
 from cryosparc_job.job.calls import call
-from cryosparc_job.job.client import output_types, slot_names
+from cryosparc_job.job.client import connected_to, lane_names, output_types, slot_names
 from cryosparc_job.job.connection import check_output, find_particles, full_uid
+from cryosparc_job.job.outputs import INPUT, POSES
 
 RECONSTRUCTION, LOCAL_REFINEMENT = "homo_reconstruct", "new_local_refine"
 
@@ -50,7 +51,7 @@ class Request:
 
     train : settings of a training, None = use the model that is there. train_on : (job, output) to train on,
     None = the source. init_from, overwrite : as `train` takes them. predict : whether to write poses and
-    uncertainty. again : only from a prediction that was made before. criteria : None = no selected and
+    uncertainty. again : only from a prediction that was made before, whatever its options. criteria : None = no selected and
     rejected outputs. fsc : reconstruct all, selected and rejected particles here, for their FSC. precision :
     auto, 32 or bf16. then : jobs to queue.
     """
@@ -74,7 +75,7 @@ class Request:
     def verbs(self) -> str:
         """What is done, in words."""
         done = {"train": self.train is not None, "predict": self.predict, "select": self.criteria is not None}
-        *before, last = [verb for verb, wanted in done.items() if wanted]
+        *before, last = [verb for verb, wanted in done.items() if wanted] or ["nothing"]
         return f"{', '.join(before)} and {last}" if before else last
 
 
@@ -99,31 +100,34 @@ def check(client: Any, request: Request) -> Plan:
         raise HostError(f"{request.model_dir} holds no model.pt; train a model there first")
     learns_here = request.train is not None and request.train_on is None
     needed = ("blob", "alignments3D") if learns_here else ("blob",)
-    job, output = _original(client, source)
+    if request.train is None and not request.predict:
+        raise HostError("nothing to do: neither train nor predict")
+    job, output = _original(client, source) if request.again else (source.job, source.output)
     found = find_particles(client, source.project, job, output, needed)
     training = (found, output)
     if request.train_on is not None:
         there, name = request.train_on
         training = (find_particles(client, source.project, there, name), name)
+    _check_lanes(client, {following.lane for following in request.then if following.lane is not None})
     volumes = tuple(_volumes(client, source.project, found, following) for following in request.then)
     return Plan((found, output), training, "alignments3D" in slot_names(found, output), volumes)
 
 
 def _original(client: Any, source: Source) -> tuple[str, str]:
-    """The particles of the source; of an external job of ours, the particles it worked on."""
-    from cryosparc_job.job.client import connected_to
-
+    """The particles of the source; of an external job of ours, all the particles it worked on."""
     project, uid = full_uid("P", source.project), full_uid("J", source.job)
     job = call(f"finding {project} {uid}", client.find_job, project, uid)
-    if job.type == "snowflake" and source.output in output_types(job):
-        before = connected_to(job, "particles")
-        if before is not None and _is_ours(job):
-            return before
-    return uid, source.output
+    before = connected_to(job, INPUT) if POSES in output_types(job) else None
+    return before or (uid, source.output)
 
 
-def _is_ours(job: Any) -> bool:
-    return "particles_network_pose" in output_types(job)
+def _check_lanes(client: Any, lanes: set[str]) -> None:
+    """Raise HostError for a lane that cryoSPARC does not have."""
+    if not lanes:
+        return
+    known = lane_names(call("asking for the lanes", client.get_lanes))
+    for lane in sorted(lanes - set(known)):
+        raise HostError(f"cryoSPARC has no lane {lane!r}; it has {', '.join(known) or 'none'}")
 
 
 def _volumes(client: Any, project: str, source: Any, following: Next) -> dict[str, tuple[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import HostError, ImageStackError
 from cryoforum_plugin.images.mrc_header import StackHeader, read_header
 from cryoforum_plugin.progress import progress
@@ -43,8 +44,8 @@ def data_root(client: Any, project_uid: str, folder: Path, table: Path, cache: P
     """Return the folder that blob/path of `table` (.cs) starts from: the project's `folder`, else `cache`.
 
     Stacks that cannot be read in `folder` on this machine (not mounted, a link that leads nowhere here, not
-    readable for this user) are downloaded to `cache`; the others are linked there. A second call downloads
-    what is missing. Raises HostError for a stack that cryoSPARC does not have or that cannot be downloaded,
+    readable for this user) are downloaded to `cache`; the others are linked there. A second call for the same
+    table downloads what is missing. Raises HostError for a stack that cryoSPARC does not have or that cannot be downloaded,
     and for a disk too small.
     """
     stacks = named_stacks(table)
@@ -53,6 +54,7 @@ def data_root(client: Any, project_uid: str, folder: Path, table: Path, cache: P
         return folder
     for stack in stacks:
         _check_name(stack.name, folder)
+    _forget_others(cache, table)
     for name in {stack.name for stack in stacks} - {stack.name for stack in absent}:
         _link(cache / name, (folder / name).absolute())
     wanted = [stack for stack in absent if _fitting(cache / stack.name, stack) is None]
@@ -63,6 +65,15 @@ def data_root(client: Any, project_uid: str, folder: Path, table: Path, cache: P
     if wanted:
         _fetch_all(wanted, cache, _downloader(client, project_uid))
     return cache
+
+
+def _forget_others(cache: Path, table: Path) -> None:
+    """Empty `cache` if it was filled for another table: a job that ran again keeps the names of its stacks."""
+    mark, wanted = cache / "particles.sha256", checksum(table)
+    if cache.exists() and (not mark.exists() or mark.read_text() != wanted):
+        shutil.rmtree(cache)
+    with atomic_file(mark, overwrite=True) as temporary:
+        temporary.write_text(wanted)
 
 
 def named_stacks(table: Path) -> list[Stack]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from fake_cryosparc.faults import (
     slow,
     unavailable,
 )
-from fake_cryosparc.server_v4 import FakeCryoSPARC4
 from fake_cryosparc.synthetic import synthetic_particles
 from scipy.spatial.transform import Rotation
 
@@ -294,9 +291,7 @@ def test_server_gone_and_back(cryosparc_server: FakeCryoSPARC) -> None:
     assert cryosparc_server.state.log("P1", job.uid) == ["still here"]
 
 
-def test_restart_during_an_upload(
-    cryosparc_server: FakeCryoSPARC, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_restart_during_an_upload(cryosparc_server: FakeCryoSPARC, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault may restart the server itself."""
     client = connect(cryosparc_server)
     job, output = make_job(client)
@@ -361,36 +356,3 @@ def test_synthetic_particles(tmp_path: Path) -> None:
     path, row = made["blob/path"][4], int(made["blob/idx"][4])
     stored = mrc.read(tmp_path / path.removeprefix(">"))[1][row]
     np.testing.assert_allclose(stored * made["blob/sign"][4], images[1], atol=2e-3)
-
-
-def test_version_4(tmp_path: Path) -> None:
-    """The three services of 4.7 describe themselves and give the same job in their own form."""
-    with FakeCryoSPARC4(tmp_path) as server:
-        server.state.add_project()
-        server.state.add_job("P1", "W1", "snowflake", title="test")
-
-        def call(port: int, method: str, *params: Any) -> Any:
-            message = json.dumps({"jsonrpc": "2.0", "id": "1", "method": method, "params": params}).encode()
-            url = f"http://127.0.0.1:{server.base_port + port}/api"
-            with urllib.request.urlopen(url, message, timeout=10) as answer:
-                return json.load(answer)
-
-        for port, name in ((2, "get_job"), (3, "create_external_job")):
-            described = call(port, "system.describe")["result"]["procs"]
-            assert name in [one["name"] for one in described]
-        assert call(5, "system.describe")["result"] == {"procs": []}
-        assert call(2, "get_job", "P1", "J1")["result"]["job_type"] == "snowflake"
-        assert call(2, "get_job", "P1", "J2")["error"]["code"] == 404
-        assert server.requests.count("core.get_job") == 2
-
-
-def test_client_of_version_4(tmp_path: Path) -> None:
-    """The real 4.7 client runs a job, where an environment has it."""
-    python = os.environ.get("CRYOFORUM_PYTHON_CRYOSPARC47")
-    if not python:
-        pytest.skip(
-            "set CRYOFORUM_PYTHON_CRYOSPARC47 to the python of an environment with cryosparc-tools 4.7"
-        )
-    command = [python, "-m", "fake_cryosparc.check_v4", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(fixtures.__file__).parents[1])}
-    subprocess.run(command, env=environment, check=True, timeout=120)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,16 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from cryosparc_runs import COUNT, add_job, simulate_particles, tiny_settings
-from fake_cryosparc import FakeCryoSPARC, fixtures
-from fake_cryosparc.faults import On, unavailable
+from cryosparc_runs import COUNT, add_job, tiny_settings
+from fake_cryosparc import fixtures
+from fake_cryosparc.faults import unavailable
 
-from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.selection import Criteria
 from cryoforum_plugin.errors import CryoForumError, HostError
-from cryoforum_plugin.network.device import choose_device
-from cryoforum_plugin.training.loop import make_fabric
-from cryoforum_plugin.training.train import train
 from cryosparc_job.job import calls, event_log
 from cryosparc_job.job.cli import main
 from cryosparc_job.job.life import StoppedError
@@ -42,47 +37,22 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cryoforum_plugin.progress.SECONDS_BETWEEN_RENEWALS", 0.0)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a model that was trained on simulated particles."""
-    folder = tmp_path_factory.mktemp("trained")
-    table = simulate_particles(folder)
-    fabric = make_fabric(str(choose_device("cpu")), 1, 1, "32-true")
-    train(
-        formats.read_particles(table, folder),
-        [table],
-        folder / "model",
-        tiny_settings(),
-        fabric,
-        "32-true",
-        quiet=True,
-    )
-    return folder / "model"
-
-
-@pytest.fixture
-def model(trained: Path, tmp_path: Path) -> Path:
-    """Return a copy of the trained model, with nothing predicted beside it."""
-    return Path(shutil.copytree(trained, tmp_path / "model"))
-
-
-def job_of(server: FakeCryoSPARC, uid: str) -> dict[str, Any]:
+def job_of(server: fixtures.Server, uid: str) -> dict[str, Any]:
     return server.state.jobs["P1", uid]
 
 
-def last_job(server: FakeCryoSPARC) -> dict[str, Any]:
+def last_job(server: fixtures.Server) -> dict[str, Any]:
     return list(server.state.jobs.values())[-1]
 
 
-def read(server: FakeCryoSPARC, uid: str, output: str) -> Any:
+def read(server: fixtures.Server, uid: str, output: str) -> Any:
     """Return an output, passed-through slots included."""
-    from cryosparc.tools import CryoSPARC
-
-    return CryoSPARC(server.url).find_job("P1", uid).load_output(output, slots="all")
+    return fixtures.load_all(fixtures.connect(server).find_job("P1", uid), output)
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_particles_that_were_never_refined_get_poses_and_half_sets(
-    cryosparc_server: FakeCryoSPARC, model: Path
+    cryosparc_server: fixtures.Server, model: Path
 ) -> None:
     source = add_job(cryosparc_server, "alignments3D", kind="extract_micrographs_multi")
     uid = run(Request(source, model, criteria=Criteria(keep_fraction=0.5, balance_halves=True)))
@@ -102,7 +72,7 @@ def test_particles_that_were_never_refined_get_poses_and_half_sets(
     assert "no 3D alignments" in job_of(cryosparc_server, uid)["description"]
 
 
-def test_what_the_event_log_and_the_card_show(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+def test_what_the_event_log_and_the_card_show(cryosparc_server: fixtures.Server, model: Path) -> None:
     source = add_job(cryosparc_server)
     uid = run(Request(source, model, criteria=Criteria(keep_fraction=0.5), fsc=True))
     state = cryosparc_server.state
@@ -110,19 +80,27 @@ def test_what_the_event_log_and_the_card_show(cryosparc_server: FakeCryoSPARC, m
     pictures = [event["text"] for event in events if event["type"] == "image"]
     assert pictures == ["FSC", "views", "confidence", "expected error"]
     texts = state.log("P1", uid)
-    progress = [text for text in texts if text.startswith("predicting: 2")]
-    assert progress == [text for text in progress if text.startswith(f"predicting: {COUNT}/{COUNT}")]
-    assert len(progress) == 1  # one line that renewed itself
-    assert cryosparc_server.requests.count("jobs.update_event_log") > 2
     assert any("half sets 100 + 100" in text for text in texts)
     assert any(text.startswith("selecting: half set 1:") for text in texts)
-    for output in ("particles", "particles_selected", "particles_rejected", "particles_network_pose"):
-        assert state.output_image("P1", uid, output) is not None
-    assert state.tile_image("P1", uid) is not None
     assert "3DVA component 0" in job_of(cryosparc_server, uid)["description"]
+    progress = [text for text in texts if text.startswith("predicting: 2")]
+    shown = [
+        state.output_image("P1", uid, output) is not None
+        for output in job_of(cryosparc_server, uid)["spec"]["outputs"]
+    ]
+    if fixtures.V4:  # has neither lines that renew themselves nor pictures
+        assert progress == []
+        assert shown == [False] * 4
+        return
+    assert len(progress) == 1
+    assert progress[0].startswith(f"predicting: {COUNT}/{COUNT}")
+    assert cryosparc_server.requests.count("jobs.update_event_log") > 2
+    assert shown == [True] * 4
+    assert state.tile_image("P1", uid) is not None
 
 
-def test_logs_and_pictures_never_end_a_run(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_logs_and_pictures_never_end_a_run(cryosparc_server: fixtures.Server, model: Path) -> None:
     source = add_job(cryosparc_server)
     for operation in ("add_event_log", "update_event_log", "add_checkpoint", "add_image_log", "set_tile_image",
                       "set_output_image"):  # fmt: skip
@@ -135,13 +113,18 @@ def test_logs_and_pictures_never_end_a_run(cryosparc_server: FakeCryoSPARC, mode
 
 @pytest.mark.parametrize("action", ["kill", "clear"])
 def test_kill_and_clear_in_the_interface_end_a_training(
-    cryosparc_server: FakeCryoSPARC, tmp_path: Path, action: str
+    cryosparc_server: fixtures.Server, tmp_path: Path, action: str
 ) -> None:
     source = add_job(cryosparc_server)
 
+    asked = list[Any]()
+
     def end(request: Any) -> None:
-        if request.op == "jobs.update_event_log":  # the second sign of progress
-            getattr(cryosparc_server.state, action)("P1", last_job(cryosparc_server)["uid"])
+        job = last_job(cryosparc_server)
+        if request.op == "jobs.find_one" and job["status"] == "running":
+            asked.append(request)
+            if len(asked) == 3:  # at a sign of progress
+                getattr(cryosparc_server.state, action)("P1", job["uid"])
 
     cryosparc_server.faults.append(end)
     with pytest.raises(StoppedError, match=r"was (killed|cleared) in cryoSPARC"):
@@ -150,7 +133,8 @@ def test_kill_and_clear_in_the_interface_end_a_training(
     assert not (tmp_path / "model" / "model.pt").exists()
 
 
-def test_jobs_that_follow(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_jobs_that_follow(cryosparc_server: fixtures.Server, model: Path) -> None:
     source = add_job(cryosparc_server, volumes=True)
     then = (Next(RECONSTRUCTION, "default"), Next(LOCAL_REFINEMENT, "default"))
     uid = run(Request(source, model, criteria=Criteria(keep_fraction=0.5), then=then))
@@ -166,8 +150,9 @@ def test_jobs_that_follow(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
         assert (connection["job_uid"], connection["output"]) == (source.job, name)
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_pipeline_learns_from_one_job_and_predicts_another(
-    cryosparc_server: FakeCryoSPARC, tmp_path: Path
+    cryosparc_server: fixtures.Server, tmp_path: Path
 ) -> None:
     refined, new = add_job(cryosparc_server), add_job(cryosparc_server, "alignments3D")
     request = Request(new, tmp_path / "model", train=tiny_settings(), train_on=(refined.job, "particles"))
@@ -183,7 +168,8 @@ def test_a_pipeline_learns_from_one_job_and_predicts_another(
         run(other)
 
 
-def test_select_takes_the_external_job_too(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_select_takes_the_external_job_too(cryosparc_server: fixtures.Server, model: Path) -> None:
     source = add_job(cryosparc_server)
     first = run(Request(source, model))
     again = Source("P1", "W1", first, url=source.url)
@@ -193,18 +179,17 @@ def test_select_takes_the_external_job_too(cryosparc_server: FakeCryoSPARC, mode
     assert connection["job_uid"] == source.job
 
 
-def refuse(server: FakeCryoSPARC, request: Request, words: str) -> None:
+def refuse(server: fixtures.Server, request: Request, words: str) -> None:
     """Check that a request fails with one line, here and as a failed job."""
     with pytest.raises(CryoForumError, match=words) as error:
         run(request)
     job = last_job(server)
     assert job["status"] == "failed"
-    (message,) = (found["message"] for found in job["errors_run"])
-    assert message == " ".join(str(error.value).split())
+    assert fixtures.error_text(server, job) == " ".join(str(error.value).split())
 
 
 def test_bad_input_fails_the_job_with_the_same_line(
-    cryosparc_server: FakeCryoSPARC, model: Path, tmp_path: Path
+    cryosparc_server: fixtures.Server, model: Path, tmp_path: Path
 ) -> None:
     source = add_job(cryosparc_server)
     flat = add_job(cryosparc_server, "alignments3D")
@@ -236,7 +221,7 @@ def test_bad_input_fails_the_job_with_the_same_line(
     assert len(cryosparc_server.state.jobs) == count
 
 
-def test_images_that_cannot_be_had(cryosparc_server: FakeCryoSPARC, model: Path) -> None:
+def test_images_that_cannot_be_had(cryosparc_server: fixtures.Server, model: Path) -> None:
     source = add_job(cryosparc_server)
     folder = Path(cryosparc_server.state.projects["P1"]["project_dir"])
     for stack in (folder / "J9").rglob("*.mrcs"):
@@ -244,8 +229,9 @@ def test_images_that_cannot_be_had(cryosparc_server: FakeCryoSPARC, model: Path)
     refuse(cryosparc_server, Request(source, model), "mrcs")
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_folder_that_is_not_mounted_is_downloaded(
-    cryosparc_server: FakeCryoSPARC, model: Path, monkeypatch: pytest.MonkeyPatch
+    cryosparc_server: fixtures.Server, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = add_job(cryosparc_server)
     uid = run(Request(source, model))
@@ -259,11 +245,11 @@ def test_a_folder_that_is_not_mounted_is_downloaded(
             np.testing.assert_array_equal(here[field], there[field])
 
 
+@pytest.mark.usefixtures("no_drawing")
 def test_a_server_that_goes_away_between_prediction_and_write_back(
-    cryosparc_server: FakeCryoSPARC, model: Path, monkeypatch: pytest.MonkeyPatch
+    cryosparc_server: fixtures.Server, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = add_job(cryosparc_server)
-    cryosparc_server.faults.append(On("jobs.save_output", None))
     monkeypatch.setattr(calls, "WAITS_S", ())
     broken = unavailable("jobs.save_output", times=None)
     cryosparc_server.faults.append(broken)
@@ -276,27 +262,37 @@ def test_a_server_that_goes_away_between_prediction_and_write_back(
     assert predicted.stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_fail_the_job(
-    cryosparc_server: FakeCryoSPARC, tmp_path: Path, number: signal.Signals
-) -> None:
-    source = add_job(cryosparc_server)
-    command = [sys.executable, "-m", "cryosparc_job.job.cli", "train", "--url", source.url or "", "--project", "P1",
-               "--workspace", "W1", "--job", source.job, "--model-dir", str(tmp_path / "model"), "--epochs", "500",
-               "--preset", "fast", "--device", "cpu"]  # fmt: skip
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def test_signals_fail_the_job(cryosparc_server: fixtures.Server, tmp_path: Path) -> None:
+    source, state = add_job(cryosparc_server), cryosparc_server.state
+    endings = {signal.SIGTERM: (143, "stopped by a signal"), signal.SIGINT: (130, "interrupted")}
+    started = dict[signal.Signals, tuple[str, subprocess.Popen[str]]]()
+    for number in endings:  # both at once: it takes seconds until they are at work
+        workspace = state.add_workspace("P1")["uid"]
+        command = [sys.executable, "-m", "cryosparc_job.job.cli", "train", "--url", source.url or "", "--project",
+                   "P1", "--workspace", workspace, "--job", source.job, "--model-dir", str(tmp_path / workspace),
+                   "--epochs", "500", "--preset", "fast", "--device", "cpu"]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        started[number] = workspace, process
+
+    def job_in(workspace: str) -> dict[str, Any] | None:
+        return next((job for job in state.jobs.values() if workspace in job["workspace_uids"]), None)
+
     deadline = time.monotonic() + 60
-    while last_job(cryosparc_server)["status"] != "running" and time.monotonic() < deadline:
-        time.sleep(0.05)
-    threading.Timer(0.5, process.send_signal, [number]).start()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else 130), errors
-    assert last_job(cryosparc_server)["status"] == "failed"
-    (message,) = (found["message"] for found in last_job(cryosparc_server)["errors_run"])
-    assert message == ("stopped by a signal" if number == signal.SIGTERM else "interrupted")
-    assert "Traceback" not in errors
+    for number, (workspace, process) in started.items():
+        while (job := job_in(workspace)) is None or job["status"] != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        threading.Timer(0.5, process.send_signal, [number]).start()
+    for number, (workspace, process) in started.items():
+        _, errors = process.communicate(timeout=60)
+        code, message = endings[number]
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+        job = job_in(workspace)
+        assert job is not None
+        assert job["status"] == "failed"
+        assert fixtures.error_text(cryosparc_server, job) == message
 
 
 def test_wrong_use_of_the_command(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cryosparc import FakeCryoSPARC, fixtures
+from fake_cryosparc import fixtures
 from fake_cryosparc.faults import dropped_upload, expired_token, missing_fields, slow, unavailable
 
 from cryoforum_plugin.errors import HostError
 from cryosparc_job.job import calls
 from cryosparc_job.job.calls import call, quietly, upload
+from cryosparc_job.job.client import slot as describe_slot
 from cryosparc_job.job.life import StoppedError, check_alive, running
 
 cryosparc_server = fixtures.cryosparc_server
@@ -25,20 +26,13 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "WAITS_S", (0.05, 0.2, 0.5, 1.0))
 
 
-def client(server: FakeCryoSPARC) -> Any:
-    """Return a client of the logged-in user."""
-    from cryosparc.tools import CryoSPARC
-
-    return CryoSPARC(server.url)
-
-
-def external_job(server: FakeCryoSPARC) -> tuple[Any, Any]:
+def external_job(server: fixtures.Server) -> tuple[Any, Any]:
     """Return a job with J2's particles as input and one output, and the output's dataset."""
-    job = client(server).create_external_job("P1", "W1", title="test")
+    job = fixtures.connect(server).create_external_job("P1", "W1", title="test")
     job.add_input("particle", "particles", min=1, slots=["blob"])
     job.connect("particles", "J2", "particles")
     particles = job.load_input("particles", slots=["blob"])
-    slot = {"name": "components_mode_0", "dtype": "components"}
+    slot = describe_slot("components_mode_0", "components")
     data = job.add_output("particle", "particles", slots=[slot], passthrough="particles", alloc=particles)
     data["components_mode_0/value"] = np.arange(len(data), dtype="f4")
     return job, data
@@ -48,18 +42,20 @@ def raise_error(error: BaseException) -> None:
     raise error
 
 
-def status(server: FakeCryoSPARC, job: Any) -> str:
+def status(server: fixtures.Server, job: Any) -> str:
     return str(server.state.jobs["P1", job.uid]["status"])
 
 
-def test_a_job_that_does_its_work_is_completed(cryosparc_server: FakeCryoSPARC) -> None:
+def test_a_job_that_does_its_work_is_completed(cryosparc_server: fixtures.Server) -> None:
     job, data = external_job(cryosparc_server)
     with running(job):
         upload("writing", job.save_output, "particles", data)
         check_alive(job)
     assert status(cryosparc_server, job) == "completed"
     written = (
-        client(cryosparc_server).find_job("P1", job.uid).load_output("particles", slots=["components_mode_0"])
+        fixtures.connect(cryosparc_server)
+        .find_job("P1", job.uid)
+        .load_output("particles", slots=["components_mode_0"])
     )
     np.testing.assert_array_equal(written["components_mode_0/value"], data["components_mode_0/value"])
 
@@ -74,7 +70,7 @@ def test_a_job_that_does_its_work_is_completed(cryosparc_server: FakeCryoSPARC) 
     ],
 )
 def test_a_job_that_is_interrupted_or_breaks_is_failed(
-    cryosparc_server: FakeCryoSPARC, ending: Callable[[], None], expected: type[BaseException]
+    cryosparc_server: fixtures.Server, ending: Callable[[], None], expected: type[BaseException]
 ) -> None:
     job, _ = external_job(cryosparc_server)
     before = signal.getsignal(signal.SIGTERM)
@@ -82,13 +78,21 @@ def test_a_job_that_is_interrupted_or_breaks_is_failed(
         ending()
     assert status(cryosparc_server, job) == "failed"
     assert signal.getsignal(signal.SIGTERM) == before
-    message = cryosparc_server.state.jobs["P1", job.uid]["errors_run"][0]["message"]
+    message = fixtures.error_text(cryosparc_server, cryosparc_server.state.jobs["P1", job.uid])
     assert len(message) <= 1500
     if expected is HostError:
         assert message == "no blob; connect particles with images"
 
 
-def test_a_job_killed_or_cleared_in_the_interface_is_left_as_it_is(cryosparc_server: FakeCryoSPARC) -> None:
+def test_a_job_fails_where_its_log_cannot_be_written(cryosparc_server: fixtures.Server) -> None:
+    job, _ = external_job(cryosparc_server)
+    cryosparc_server.faults.append(unavailable("jobs.add_event_log", times=None))
+    with pytest.raises(HostError), running(job):
+        raise_error(HostError("no blob; connect particles with images"))
+    assert status(cryosparc_server, job) == "failed"
+
+
+def test_a_job_killed_or_cleared_in_the_interface_is_left_as_it_is(cryosparc_server: fixtures.Server) -> None:
     for action, left in (("kill", "killed"), ("clear", "building")):
         job, _ = external_job(cryosparc_server)
         with pytest.raises(StoppedError, match=f"{job.uid} was"), running(job):
@@ -96,8 +100,8 @@ def test_a_job_killed_or_cleared_in_the_interface_is_left_as_it_is(cryosparc_ser
         assert status(cryosparc_server, job) == left
 
 
-def test_calls_wait_for_a_server_that_is_busy_or_restarts(cryosparc_server: FakeCryoSPARC) -> None:
-    cryosparc = client(cryosparc_server)
+def test_calls_wait_for_a_server_that_is_busy_or_restarts(cryosparc_server: fixtures.Server) -> None:
+    cryosparc = fixtures.connect(cryosparc_server)
     cryosparc_server.faults += [unavailable("jobs.find_one")]
     assert call("finding J2", cryosparc.find_job, "P1", "J2").uid == "J2"
     away = cryosparc_server.go_away(0.3)
@@ -105,7 +109,7 @@ def test_calls_wait_for_a_server_that_is_busy_or_restarts(cryosparc_server: Fake
     away.join()
 
 
-def test_an_upload_that_was_cut_is_sent_again(cryosparc_server: FakeCryoSPARC) -> None:
+def test_an_upload_that_was_cut_is_sent_again(cryosparc_server: fixtures.Server) -> None:
     job, data = external_job(cryosparc_server)
     with running(job):
         cryosparc_server.faults += [dropped_upload(after_bytes=100)]
@@ -121,13 +125,13 @@ def test_an_upload_that_was_cut_is_sent_again(cryosparc_server: FakeCryoSPARC) -
     ],
 )
 def test_what_a_person_must_mend_is_said_in_one_line(
-    cryosparc_server: FakeCryoSPARC, fault: Callable[[], Any], words: str
+    cryosparc_server: fixtures.Server, fault: Callable[[], Any], words: str
 ) -> None:
     job, data = external_job(cryosparc_server)
 
     def work() -> None:
         cryosparc_server.faults += [fault()]
-        call("finding J2", client(cryosparc_server).find_job, "P1", "J2")
+        call("finding J2", fixtures.connect(cryosparc_server).find_job, "P1", "J2")
         upload("writing", job.save_output, "particles", data)
 
     with pytest.raises(HostError, match=words) as error, running(job):
@@ -135,13 +139,13 @@ def test_what_a_person_must_mend_is_said_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_what_is_not_there(cryosparc_server: FakeCryoSPARC) -> None:
+def test_what_is_not_there(cryosparc_server: fixtures.Server) -> None:
     with pytest.raises(HostError, match="finding J99: not there"):
-        call("finding J99", client(cryosparc_server).find_job, "P1", "J99")
+        call("finding J99", fixtures.connect(cryosparc_server).find_job, "P1", "J99")
 
 
 def test_a_log_line_that_fails_or_is_slow_does_no_harm(
-    cryosparc_server: FakeCryoSPARC, caplog: pytest.LogCaptureFixture
+    cryosparc_server: fixtures.Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     job, _ = external_job(cryosparc_server)
     with running(job):

@@ -10,7 +10,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
-from fake_cryosparc import FakeCryoSPARC, fixtures
+from fake_cryosparc import fixtures
 from fake_cryosparc.synthetic import SLOT_NAMES, synthetic_particles
 from particle_tables import angles_deg, make_prediction
 from scipy.spatial.transform import Rotation
@@ -49,7 +49,7 @@ class Found:
 class Instance:
     """A server, its project P1 and a folder of our own."""
 
-    server: FakeCryoSPARC
+    server: fixtures.Server
     project: Path
     folder: Path
 
@@ -66,7 +66,7 @@ class Instance:
 
 
 @pytest.fixture
-def instance(cryosparc_server: FakeCryoSPARC, tmp_path: Path) -> Instance:
+def instance(cryosparc_server: fixtures.Server, tmp_path: Path) -> Instance:
     """Return the running server."""
     return Instance(cryosparc_server, Path(cryosparc_server.state.projects["P1"]["project_dir"]), tmp_path)
 
@@ -83,9 +83,9 @@ def written_back(found: Found, prediction: Prediction) -> dict[str, Any]:
     names = outputs.declare(job, slots, selecting=False, has_poses=True)
     with running(job):
         for name, rows in outputs.rows_of(names, len(predicted), None).items():
-            outputs.save(job, name, predicted, rows)
+            outputs.save(job, name, predicted, slots, rows)
     done = found.client.find_job("P1", job.uid)
-    return {name: done.load_output(name, slots="all") for name in names}
+    return {name: fixtures.load_all(done, name) for name in names}
 
 
 def pipeline(particles: ParticleSet, side_A: float = 100.0) -> ImagePipeline:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
 import tracemalloc
 from collections import namedtuple
 from pathlib import Path
@@ -36,7 +35,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def table(cryosparc_server: FakeCryoSPARC, tmp_path: Path) -> Path:
+def table(cryosparc_server: fixtures.Server, tmp_path: Path) -> Path:
     """Return particles.cs of 100 particles in four stacks of the extraction job J1."""
     path = tmp_path / "table" / "particles.cs"
     path.parent.mkdir()
@@ -44,7 +43,7 @@ def table(cryosparc_server: FakeCryoSPARC, tmp_path: Path) -> Path:
     return path
 
 
-def folder(server: FakeCryoSPARC) -> Path:
+def folder(server: fixtures.Server) -> Path:
     """Return P1's folder on the server."""
     return Path(server.state.projects["P1"]["project_dir"])
 
@@ -57,12 +56,12 @@ def all_images(table: Path, root: Path) -> np.ndarray:
     return reader.read(particles.stack_index, particles.slice_index)
 
 
-def downloads(server: FakeCryoSPARC) -> list[str]:
+def downloads(server: fixtures.Server) -> list[str]:
     """Return the paths that were asked for."""
     return [request.query["path"][0] for request in server.requests.of(DOWNLOAD)]
 
 
-def test_a_mounted_project_folder_is_used_as_it_is(cryosparc_server: FakeCryoSPARC, table: Path) -> None:
+def test_a_mounted_project_folder_is_used_as_it_is(cryosparc_server: fixtures.Server, table: Path) -> None:
     server, cache = cryosparc_server, table.parent / "cache"
     assert data_root(connect(server.url), "P1", folder(server), table, cache) == folder(server)
     assert not cache.exists()
@@ -71,7 +70,7 @@ def test_a_mounted_project_folder_is_used_as_it_is(cryosparc_server: FakeCryoSPA
 
 @pytest.mark.parametrize("mount_point", [False, True])
 def test_stacks_of_a_folder_that_is_elsewhere_are_downloaded_once(
-    cryosparc_server: FakeCryoSPARC, table: Path, mount_point: bool, caplog: pytest.LogCaptureFixture
+    cryosparc_server: fixtures.Server, table: Path, mount_point: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     server, client = cryosparc_server, connect(cryosparc_server.url)
     cache, elsewhere = table.parent / "cache", table.parent / "CS-p1"
@@ -87,8 +86,9 @@ def test_stacks_of_a_folder_that_is_elsewhere_are_downloaded_once(
     assert len(downloads(server)) == 4
 
 
+@pytest.mark.skipif(fixtures.V4, reason="cryoSPARC 4.7 describes no status codes")
 def test_the_files_of_a_project_answered_with_201(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cryosparc_server: FakeCryoSPARC, table: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cryosparc_server: fixtures.Server, table: Path
 ) -> None:
     """The client itself cannot read these."""
     import httpx
@@ -105,7 +105,7 @@ def test_the_files_of_a_project_answered_with_201(
 
 
 def test_only_what_cannot_be_read_here_is_downloaded(
-    cryosparc_server: FakeCryoSPARC, table: Path, monkeypatch: pytest.MonkeyPatch
+    cryosparc_server: fixtures.Server, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A project with a link to a disk that this machine does not have, and a stack of someone else."""
     server, here = cryosparc_server, table.parent / "mounted"
@@ -130,7 +130,7 @@ def test_only_what_cannot_be_read_here_is_downloaded(
     assert (cache / names[0]).readlink() == here / names[0]
 
 
-def test_a_stack_extracted_again_is_downloaded_again(cryosparc_server: FakeCryoSPARC, table: Path) -> None:
+def test_a_stack_extracted_again_is_downloaded_again(cryosparc_server: fixtures.Server, table: Path) -> None:
     server, client, cache = cryosparc_server, connect(cryosparc_server.url), table.parent / "cache"
     data_root(client, "P1", table / "absent", table, cache)
     synthetic_particles(100, folder(server), box=16).save(str(table))
@@ -141,7 +141,7 @@ def test_a_stack_extracted_again_is_downloaded_again(cryosparc_server: FakeCryoS
 
 @pytest.mark.parametrize("effect", [Cut(40_000), Cut(0), HTTPError(503, "Service Unavailable")])
 def test_a_download_that_breaks_off_is_taken_again(
-    cryosparc_server: FakeCryoSPARC, table: Path, effect: Cut | HTTPError
+    cryosparc_server: fixtures.Server, table: Path, effect: Cut | HTTPError
 ) -> None:
     fault = On(DOWNLOAD, effect, skip=1)
     cryosparc_server.faults.append(fault)
@@ -150,11 +150,17 @@ def test_a_download_that_breaks_off_is_taken_again(
     np.testing.assert_array_equal(all_images(table, cache), all_images(table, folder(cryosparc_server)))
 
 
-def test_a_server_that_stays_away_leaves_what_came(cryosparc_server: FakeCryoSPARC, table: Path) -> None:
+def test_a_server_that_stays_away_leaves_what_came(cryosparc_server: fixtures.Server, table: Path) -> None:
     server, client, cache = cryosparc_server, connect(cryosparc_server.url), table.parent / "cache"
     names = [stack.name for stack in named_stacks(table)]
     server.faults.append(On(DOWNLOAD, Cut(3000), times=None, skip=2))
-    with pytest.raises(HostError, match=rf"downloading {names[2]}: cryoSPARC does not answer"):
+    # the urllib of client 4.7 takes a closed connection for the end of the file
+    said = (
+        rf"downloaded {names[2]}: truncated"
+        if fixtures.V4
+        else rf"downloading {names[2]}: cryoSPARC does not answer"
+    )
+    with pytest.raises(HostError, match=said):
         data_root(client, "P1", table / "absent", table, cache)
     assert [file.name for file in sorted(cache.rglob("*.mrc"))] == [Path(name).name for name in names[:2]]
     server.faults.clear()
@@ -163,7 +169,9 @@ def test_a_server_that_stays_away_leaves_what_came(cryosparc_server: FakeCryoSPA
     assert downloads(server)[asked:] == names[2:]
 
 
-def test_what_cannot_be_downloaded_is_said_in_one_line(cryosparc_server: FakeCryoSPARC, table: Path) -> None:
+def test_what_cannot_be_downloaded_is_said_in_one_line(
+    cryosparc_server: fixtures.Server, table: Path
+) -> None:
     server, client, cache = cryosparc_server, connect(cryosparc_server.url), table.parent / "cache"
     first = named_stacks(table)[0].name
     stack = folder(server) / first
@@ -190,7 +198,7 @@ def test_what_cannot_be_downloaded_is_said_in_one_line(cryosparc_server: FakeCry
 
 @pytest.mark.parametrize("name", ["../../other/x.mrc", "/raw/x.mrc", ""])
 def test_a_path_out_of_the_project_is_refused(
-    cryosparc_server: FakeCryoSPARC, table: Path, name: str
+    cryosparc_server: fixtures.Server, table: Path, name: str
 ) -> None:
     from cryosparc.dataset import Dataset
 
@@ -204,7 +212,7 @@ def test_a_path_out_of_the_project_is_refused(
 
 
 def test_a_disk_too_small_is_seen_after_the_first_stack(
-    cryosparc_server: FakeCryoSPARC, table: Path, monkeypatch: pytest.MonkeyPatch
+    cryosparc_server: fixtures.Server, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     needed = 75 * 32 * 32 * 4
@@ -218,7 +226,7 @@ def test_a_disk_too_small_is_seen_after_the_first_stack(
     assert len(downloads(cryosparc_server)) == 5
 
 
-def test_a_large_stack_takes_little_memory(cryosparc_server: FakeCryoSPARC, table: Path) -> None:
+def test_a_large_stack_takes_little_memory(cryosparc_server: fixtures.Server, table: Path) -> None:
     count, box = 800, 256
     big = folder(cryosparc_server) / "big.mrc"
     big.write_bytes(pack_header(count, box, box, 1.0, "f4", (0.0, 0.0, 0.0, 0.0)))
@@ -239,7 +247,7 @@ def test_a_large_stack_takes_little_memory(cryosparc_server: FakeCryoSPARC, tabl
     assert peak < 32 << 20
 
 
-def test_a_client_of_another_make_downloads_by_itself(cryosparc_server: FakeCryoSPARC, table: Path) -> None:
+def test_a_client_of_another_make_downloads_by_itself(cryosparc_server: fixtures.Server, table: Path) -> None:
     """As cryosparc-tools 4 does, and perhaps 6."""
     origin, asked = folder(cryosparc_server), list[tuple[str, str]]()
 
@@ -254,7 +262,7 @@ def test_a_client_of_another_make_downloads_by_itself(cryosparc_server: FakeCryo
 
 
 def test_a_download_that_ends_early_without_an_error_is_noticed(
-    cryosparc_server: FakeCryoSPARC, table: Path, caplog: pytest.LogCaptureFixture
+    cryosparc_server: fixtures.Server, table: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As with cryosparc-tools 4, whose urllib takes a closed connection for the end of the file."""
     origin, asked = folder(cryosparc_server), list[str]()
@@ -270,14 +278,3 @@ def test_a_download_that_ends_early_without_an_error_is_noticed(
     assert asked[1] == asked[2]
     assert f"downloaded {asked[1]}: truncated" in caplog.text
     np.testing.assert_array_equal(all_images(table, cache), all_images(table, origin))
-
-
-def test_the_real_client_of_version_4(tmp_path: Path) -> None:
-    """Stacks come through cryosparc-tools 4.7 too, where an environment has it."""
-    python = os.environ.get("CRYOFORUM_PYTHON_CRYOSPARC47")
-    if not python:
-        pytest.skip("set CRYOFORUM_PYTHON_CRYOSPARC47")
-    tests = Path(fixtures.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"}
-    command = [python, "-m", "fake_cryosparc.check_stacks_v4", str(tmp_path)]
-    subprocess.run(command, env=environment, check=True, timeout=120)

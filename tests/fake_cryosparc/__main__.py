@@ -23,8 +23,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="fake_cryosparc", description=main.__doc__)
     parser.add_argument("--port", type=int, default=0, help="base port; 0 takes a free one")
     parser.add_argument("--particles", type=int, default=400)
-    parser.add_argument("--no-images", action="store_true", help="leave the stacks empty, for very many particles")
-    parser.add_argument("--stream-status", type=int, default=201, help="of datasets: 201 is streamed, 200 is not")
+    parser.add_argument(
+        "--no-images", action="store_true", help="leave the stacks empty, for very many particles"
+    )
+    parser.add_argument(
+        "--stream-status", type=int, default=201, help="of datasets: 201 is streamed, 200 is not"
+    )
     parser.add_argument("--root", type=Path, help="where the projects lie (default: a temporary folder)")
     parser.add_argument("--report", type=Path, help="where to write at the end what was asked (JSON)")
     options = parser.parse_args()
@@ -33,7 +37,9 @@ def main() -> None:
         root = options.root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = FakeCryoSPARC(root, stream_status=options.stream_status, port=options.port)
         stack.enter_context(server)
-        (add_refinement_without_images if options.no_images else add_refinement)(server.state, options.particles)
+        (add_refinement_without_images if options.no_images else add_refinement)(
+            server.state, options.particles
+        )
         user = f"{server.state.email} / {server.state.password}"
         print(f"{server.url} ({user}): P1, W1, refined particles in J2; Ctrl-C stops", flush=True)
         started_cpu_s = time.process_time()
@@ -41,16 +47,17 @@ def main() -> None:
             threading.Event().wait()
         if options.report is not None:
             cpu_s = time.process_time() - started_cpu_s
-            options.report.write_text(json.dumps({**report(server.requests), "cpu_s": cpu_s}))
+            options.report.write_text(json.dumps(report(server.requests, cpu_s)))
 
 
-def report(requests: RequestLog) -> dict[str, Any]:
-    """Return the number of requests, in all and by operation, the bytes that were sent out, and the uploads."""
+def report(requests: RequestLog, cpu_s: float) -> dict[str, Any]:
+    """Return how many requests there were, by operation, the bytes and uploads, and what it took the server."""
     return {
         "requests": len(requests),
         "operations": dict(requests.operations().most_common()),
         "bytes_downloaded": sum(request.bytes_sent for request in requests.of("jobs.load_output")),
         "uploads": [asdict(upload) for upload in requests.uploads()],
+        "cpu_s": cpu_s,
     }
 
 

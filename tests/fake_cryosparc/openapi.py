@@ -9,7 +9,8 @@ The client knows no URL: it asks for openapi.json and makes `api.<namespace>.<fu
     Stream, Dataset            application/octet-stream, application/x-cryosparc-dataset
     return annotation          response schema
 
-so that this serves whatever client is installed. URLs and verbs are our own.
+so that this serves whatever client is installed; without operations where that is 4.7, which has no stub. URLs and
+verbs are our own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Route:
 @lru_cache
 def build(version: str, stream_status: int, file_status: int = 200) -> tuple[Schema, tuple[Route, ...]]:
     """Return openapi.json and its routes; the client streams a dataset only if its status is 201."""
-    tree = ast.parse(Path(cryosparc.__file__).with_name("api.pyi").read_text())
+    stub = Path(cryosparc.__file__).with_name("api.pyi")
+    tree = ast.parse(stub.read_text() if stub.exists() else "")
     paths: Schema = {}
     routes = []
     for op, function in _operations(tree):

@@ -56,7 +56,8 @@ def synthetic_particles(
     row = np.arange(n) // copies  # the image of each row
     stack, index = row % stacks, row // stacks
     names = np.array(
-        [f"{job}/extract/{10**17 + s:021d}_{micrograph.format(s)}_particles.mrc" for s in range(stacks)], dtype=object
+        [f"{job}/extract/{10**17 + s:021d}_{micrograph.format(s)}_particles.mrc" for s in range(stacks)],
+        dtype=object,
     )
     columns: Columns = {"uid": rng.integers(1, 2**64, n, dtype=np.uint64)}
     registry = SLOTS["particle"]
@@ -108,9 +109,7 @@ def add_refinement_without_images(state: State, n: int) -> None:
     """Add P1 with W1, J1, and J2, a refinement of very many particles whose stacks are empty files."""
     folder = state.add_project("P1")
     state.add_job("P1", "W1", "extract_micrographs_multi")
-    particles = synthetic_particles(
-        n, box=256, stacks=-(-n // PARTICLES_A_MICROGRAPH), micrograph=LONG_NAME
-    )
+    particles = synthetic_particles(n, box=256, stacks=-(-n // PARTICLES_A_MICROGRAPH), micrograph=LONG_NAME)
     (folder / "J1" / "extract").mkdir()
     for name in set(particles["blob/path"].tolist()):
         (folder / name).touch()

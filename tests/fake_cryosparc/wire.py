@@ -51,10 +51,11 @@ class Answer:
 
 @dataclass
 class Call:
-    """A request as the services see it: the log's record of it, its authorization and its body."""
+    """A request as the services see it: the log's record of it, its authorization (v5, 4.7) and its body."""
 
     request: Request
     authorization: str
+    license: str | None
     body: bytes
 
     def text(self, name: str, default: str = "") -> str:
@@ -201,7 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._read()
             if self.headers.get("Content-Type", "").startswith((JSON, "application/x-www")):
                 request.text = body[:2000].decode(errors="replace")
-            answer = self.service.answer(Call(request, self.headers.get("Authorization", ""), body))
+            token, license_id = self.headers.get("Authorization", ""), self.headers.get("License-ID")
+            answer = self.service.answer(Call(request, token, license_id, body))
         except HTTPError as error:
             self._read()
             return Answer(error.code, json.dumps({"detail": error.detail}).encode())
