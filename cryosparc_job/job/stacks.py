@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import HostError, ImageStackError
 from cryoforum_plugin.images.mrc_header import StackHeader, read_header
 from cryoforum_plugin.progress import progress
-from cryosparc_job.cs_file import read_records, texts
+from cryosparc_job.cs_file import read_records, stacks_of
 from cryosparc_job.job.calls import call
 
 LOG = logging.getLogger("cryoforum")
@@ -79,14 +81,15 @@ def _forget_others(cache: Path, table: Path) -> None:
 def named_stacks(table: Path) -> list[Stack]:
     """Return the stacks that a .cs file names, in its order. Raises ParticleFileError as `read_records`."""
     records, _ = read_records(table)
-    names = [name.removeprefix(">") for name in texts(records["blob/path"])]
-    count: dict[str, int] = {}
-    for name, number in zip(names, records["blob/idx"].tolist(), strict=True):
-        count[name] = max(count.get(name, 0), number + 1)
-    shape: dict[str, tuple[int, ...]] = {}
+    names, number = stacks_of(records)
+    count = np.zeros(len(names), dtype=np.int64)
+    np.maximum.at(count, number, records["blob/idx"].astype(np.int64) + 1)
+    shapes: list[tuple[int, ...]] = [()] * len(names)
     if "blob/shape" in (records.dtype.names or ()):
-        shape = dict(zip(names, map(tuple, records["blob/shape"].tolist()), strict=True))
-    return [Stack(name, count[name], shape.get(name, ())) for name in count]
+        shape = np.zeros((len(names), 2), dtype=np.int64)
+        shape[number] = records["blob/shape"]
+        shapes = [(height, width) for height, width in shape.tolist()]
+    return [Stack(*found) for found in zip(names, count.tolist(), shapes, strict=True)]
 
 
 def _readable(path: Path) -> bool:

@@ -122,7 +122,7 @@ class Work:
         cache = table.with_name("stacks")
         root = data_root(self.client, source.project_uid, folder, table, cache)
         particles = formats.read_particles(table, root)
-        if self.request.predict and len(np.unique(particles.origin)) < len(particles):
+        if self.request.predict and np.bincount(particles.origin).max() > 1:
             LOG.warning("%s.%s: several rows show the same image (symmetry expansion?); they get the same predicted pose",
                         source.uid, output)  # fmt: skip
         _, *counts = describe("", particles).items()
@@ -173,6 +173,7 @@ class Work:
             predict_table(
                 record, model, identity, particles, predicted, request.options, request.device, name, request.precision
             )  # fmt: skip
+            del particles, model  # large, and not needed beside what is read below
         self.events.checkpoint("predicted")
         found = formats.read_particles(predicted, root)
         whole = outputs.with_half_sets(found)
@@ -187,9 +188,10 @@ class Work:
     ) -> dict[str, ParticleSet]:
         """Select, show and save; return the predicted sets by name."""
         keep = None if self.request.criteria is None else self._select(record, predicted).keep
-        sets = {"all": predicted}
+        shown = replace(predicted, host=None)  # without the table, which is large
+        sets = {"all": shown}
         if keep is not None:
-            sets |= {"selected": predicted[keep], "rejected": predicted[~keep]}
+            sets |= {"selected": shown[keep], "rejected": shown[~keep]}
         sets = {name: particles for name, particles in sets.items() if len(particles)}
         shutil.rmtree(self.folder / "fsc", ignore_errors=True)
         if self.request.fsc:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryosparc_runs import one_thread, train_tiny_model
+from cryosparc_runs import quick_training, train_tiny_model
 from fake_cryosparc import fixtures
 from matplotlib.figure import Figure
 
@@ -20,15 +20,15 @@ def _closed_clients() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
+def _quick_training() -> Iterator[None]:
+    with quick_training():
         yield
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a model that was trained on simulated particles."""
-    with one_thread():
+    with quick_training():
         return train_tiny_model(tmp_path_factory.mktemp("trained"))
 
 

@@ -1,0 +1,1 @@
+"""Poses refined against a reference map: from within about ten degrees to the limit that the noise sets."""
