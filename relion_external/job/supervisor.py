@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -52,8 +51,10 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if message:
-            with suppress(OSError):
+            try:
                 print(f"cryoforum: error: {message}", file=sys.stderr, flush=True)
+            except OSError:  # Python would try again at its end, and exit with 120
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         return code
 
     def _run_worker(self) -> tuple[str, int, str]:
