@@ -27,7 +27,6 @@ from cryosparc_job.job.steps import run
 
 cryosparc_server = fixtures.cryosparc_server
 pytestmark = pytest.mark.usefixtures("no_drawing")
-only_v5 = pytest.mark.skipif(fixtures.V4, reason="the fault has no counterpart in the 4.7 server")
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +207,6 @@ def test_nothing_to_do(cryosparc_server: fixtures.Server, model: Path) -> None:
         run(Request(add_job(cryosparc_server), model, predict=False))
 
 
-@only_v5
 @pytest.mark.parametrize("operation", ["connect", "mark_running", "save_output", "mark_completed", "enqueue"])
 def test_an_answer_that_is_lost(cryosparc_server: fixtures.Server, model: Path, operation: str) -> None:
     source = add_job(cryosparc_server)
@@ -232,7 +230,6 @@ def during(operation: str, action: Callable[[], None]) -> Callable[[Any], None]:
     return fault
 
 
-@only_v5
 @pytest.mark.parametrize(
     ("operation", "number"),
     [
@@ -257,7 +254,6 @@ def test_no_signal_leaves_a_job_running(
     assert last_job(cryosparc_server)["status"] in expected
 
 
-@only_v5
 def test_a_kill_while_an_output_is_written_stays_a_kill(
     cryosparc_server: fixtures.Server, model: Path
 ) -> None:
@@ -272,7 +268,6 @@ def test_a_kill_while_an_output_is_written_stays_a_kill(
     assert last_job(cryosparc_server)["status"] == "killed"
 
 
-@only_v5
 def test_a_failure_waits_for_a_server_that_restarts(cryosparc_server: fixtures.Server, model: Path) -> None:
     source = add_job(cryosparc_server)
 

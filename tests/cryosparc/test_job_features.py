@@ -262,6 +262,7 @@ def test_a_server_that_goes_away_between_prediction_and_write_back(
     assert predicted.stat().st_mtime_ns == written
 
 
+@pytest.mark.skipif(fixtures.V4, reason="as with client 5; test_job_life has the signals with both")
 def test_signals_fail_the_job(cryosparc_server: fixtures.Server, tmp_path: Path) -> None:
     source, state = add_job(cryosparc_server), cryosparc_server.state
     endings = {signal.SIGTERM: (143, "stopped by a signal"), signal.SIGINT: (130, "interrupted")}

@@ -180,8 +180,13 @@ def connect_result(
 @operation("jobs.disconnect")
 def disconnect(state: State, call: Call, project: str, uid: str, name: str, index: str) -> Job:
     """Take one connection away."""
+    return disconnect_input(state, project, uid, name, int(index))
+
+
+def disconnect_input(state: State, project: str, uid: str, name: str, index: int) -> Job:
+    """Take one connection of an input away, and the build errors of the input."""
     job = state.job(project, uid)
-    del job["spec"]["inputs"][name]["connections"][int(index)]
+    del job["spec"]["inputs"][name]["connections"][index]
     job["build_errors"] = [error for error in job["build_errors"] if error["loc"][1] != name]
     return job
 

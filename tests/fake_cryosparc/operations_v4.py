@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fake_cryosparc.faults import HTTPError
-from fake_cryosparc.job_operations import connect_output
+from fake_cryosparc.job_operations import connect_output, disconnect_input
 from fake_cryosparc.slots import SLOTS
 from fake_cryosparc.state import State
 
@@ -143,6 +143,14 @@ def connect_group(state: State, project_uid: str, source_group: str, dest_group:
     """Connect an input with an output, each "J1.name"."""
     uid, name = dest_group.split(".")
     connect_output(state, project_uid, uid, name, *source_group.split("."))
+    return True
+
+
+@rpc("core.job_connected_group_clear")
+def disconnect_group(state: State, project_uid: str, dest_group: str, connect_idx: int) -> bool:
+    """Take one connection of an input, "J1.name", away."""
+    uid, name = dest_group.split(".")
+    disconnect_input(state, project_uid, uid, name, connect_idx)
     return True
 
 

@@ -1,7 +1,7 @@
 """The cryoSPARC 4.7 master: JSON-RPC on base_port + 2 (core), + 3 (vis) and + 5 (rtp), web pages on base_port.
 
 The state behind it is the same as of v5. Operations in the request log and for faults have the names of v5
-("jobs.save_output") where it has the same, else those of 4.7 ("core.set_job_status").
+("jobs.save_output") where it has the same, else those of 4.7 ("core.get_workspace").
 
     CryoSPARC(server.license, "127.0.0.1", server.base_port, server.state.email, server.state.password)
 """
@@ -39,6 +39,7 @@ NAMES_IN_V5 = {
     "core.get_project_dir_abs": "projects.get_directory",
     "core.get_job": "jobs.find_one",
     "core.make_job": "jobs.create",
+    "core.job_connected_group_clear": "jobs.disconnect",
     "core.enqueue_job": "jobs.enqueue",
     "core.run_external_job": "jobs.mark_running",
     "core.job_send_streamlog": "jobs.add_event_log",
@@ -91,6 +92,10 @@ class FakeCryoSPARC4(Restartable):
         op = self._own_operation(service, method, path, read)
         if op == "vis.get_project_file":  # a dataset is a file like any other
             return "jobs.load_output" if _asked_file(read()).endswith(".cs") else "projects.download_file"
+        if op == "core.set_job_status":
+            return (
+                "jobs.mark_completed" if "completed" in json.loads(read())["params"] else "jobs.mark_failed"
+            )
         return NAMES_IN_V5.get(op, op)
 
     def _own_operation(self, service: str, method: str, path: str, read: Callable[[], bytes]) -> str:
