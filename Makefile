@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The tests that run a second time, with the client of cryoSPARC 4.7; it lies in a folder of its own.
 CRYOSPARC47 := $(CURDIR)/$(VENV)/cryosparc47
 CRYOSPARC47_TESTS := $(patsubst %,tests/cryosparc/test_%.py,\
-  connection external_job fake_server_v4 job_again job_features job_life particle_kinds stacks)
+  connection external_job fake_server_v4 job_again job_features job_life job_refusals particle_kinds stacks)
 
 .PHONY: demo test
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cryoforum_plugin import __version__
 from cryoforum_plugin.checksum import checksum
-from cryoforum_plugin.errors import CryoForumError, HostError
+from cryoforum_plugin.errors import HostError, ImageStackError, ParticleFileError, SettingsError
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.host_job.record import JobRecord, same
 from cryoforum_plugin.images.stacks import StackReader
@@ -44,6 +44,12 @@ def describe(name: str, particles: ParticleSet) -> dict[str, Any]:
         "orientations": "yes" if particles.rotation is not None else "no",
         "CTF": "yes" if particles.ctf is not None else "no",
     }
+
+
+def _told(data: dict[str, Any]) -> dict[str, Any]:
+    """Log what `describe` found; return it."""
+    LOG.info("%s", ", ".join(f"{name} {value}" for name, value in data.items()))
+    return data
 
 
 def train_model(
@@ -80,9 +86,9 @@ def train_model(
     device = choose_device(device_name)
     arithmetic = choose_precision(precision, device)
     particles = read()
-    data = describe(name or str(table), particles)
+    data = _told(describe(name or str(table), particles))
     record.note("train", {**data, "identity": identity})
-    LOG.info("training: %s, %d particles, on %s", name or table, len(particles), device)
+    LOG.info("training on %s", device)
     resume = (directory / "checkpoint").is_dir() and not overwrite
     fabric = make_fabric(device_name, 1, 1, arithmetic)
     calibration = train(
@@ -145,10 +151,10 @@ def predict_table(
     if record.finished("predict", identity, output):
         LOG.info("predicting: finished in an earlier run, kept")
         return
-    data = describe(name, particles)
+    data = _told(describe(name, particles))
     record.note("predict", {**data, "identity": identity})  # from here on what `output` holds is not known
     device = choose_device(device_name)
-    LOG.info("predicting: %s, %d particles, on %s", name, len(particles), device)
+    LOG.info("predicting on %s", device)
     prediction = predict_particles(model, particles, device, choose_precision(precision, device), options)
     write_particles(particles, output, prediction, overwrite=True)
     LOG.info("predicting: %s", _summary(prediction))
@@ -185,7 +191,7 @@ def reconstruct_sets(
                 result = reconstruct(
                     particles, StackReader(particles.stacks), settings, device, lambda n: advance(n, ""), mask
                 )  # fmt: skip
-            except CryoForumError as error:
+            except (ParticleFileError, ImageStackError, SettingsError) as error:
                 if name == required:
                     raise
                 LOG.warning("%s particles are not reconstructed: %s", name, error)

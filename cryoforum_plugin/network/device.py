@@ -23,7 +23,8 @@ def choose_device(name: str) -> torch.device:
         raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise SettingsError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    # torch keeps the index in eight bits: cuda:999 becomes cuda:-25
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise SettingsError(
             f"device {name} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices"
         )

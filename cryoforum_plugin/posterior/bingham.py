@@ -90,6 +90,20 @@ def mode(matrix: Tensor) -> Tensor:
     return result
 
 
+def matrix_about(quaternion: Tensor, precision: Tensor) -> Tensor:
+    """Sharp Bingham matrices `(n, 4, 4)` with a given mode and precision of small turns about it.
+
+    quaternion : `(n, 4)` XYZW. precision : `(n, 3, 3)` inverse covariance of the vector w, rad, volume frame
+    (xyz), of rotations exp(w) R. exp(w) q is q + (w, 0) q / 2 to first order, so that
+    A = 2 sum_ij P_ij t_i t_j' with t_i = (e_i, 0) q.
+    """
+    axes = torch.eye(3, 4, dtype=quaternion.dtype, device=quaternion.device)
+    n = len(quaternion)
+    tangents = roma.quat_product(axes.expand(n, 3, 4), quaternion[:, None].expand(n, 3, 4))
+    matrix: Tensor = 2 * tangents.mT @ precision @ tangents
+    return matrix
+
+
 def align_to_copy(matrix: Tensor, reference: Tensor, group: Tensor) -> Tensor:
     """Rewrite A `(n, 4, 4)` for the symmetry copy whose mode is nearest to `reference` `(n, 4)`.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cryoforum_plugin.images.fourier import radial_average, soft_mask
+from cryoforum_plugin.images.fourier import radial_average, shell_index, soft_mask
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.working import WorkingBox
-from cryoforum_plugin.particles import FloatArray, IntArray
+from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.fsc import smooth_to_zero
 from cryoforum_plugin.training.reference import build_reference
@@ -80,15 +80,13 @@ def rebuild(
     symmetry: str,
     diameter_A: float | None,
     advance: Advance,
-    shift_A: FloatArray | None = None,
 ) -> tuple[ReferenceMap, ReferenceMap, ReferenceMap]:
     """References of both halves of `rows` together, of half 1 and of half 2, from poses as they are known.
 
-    diameter_A : of the particle, for a mask; None = the whole box. shift_A : `(n, 2)` of all particles;
-    default those of the table.
+    diameter_A : of the particle, for a mask; None = the whole box.
     """
     whole = whole_images(pipeline, LARGEST_BOX_PX)
-    known = pipeline.particles.shift_A if shift_A is None else shift_A
+    known = pipeline.particles.shift_A
 
     def centred(of_batch: IntArray) -> Tensor:
         shift = None if known is None else known[of_batch]
@@ -108,20 +106,15 @@ def rebuild(
         "reference for refinement: %d particles, %.1f A", len(rows), n * found.pixel_size_A / max(last, 1)
     )
     maps = []
-    for volume, belief in (
-        (sum(found.halves) / 2, both),
-        (found.halves[0], single),
-        (found.halves[1], single),
-    ):
-        filtered = _filtered(torch.as_tensor(volume).cpu(), belief) * mask
+    first, second = found.halves
+    for volume, belief in (((first + second) / 2, both), (first, single), (second, single)):
+        filtered = _filtered(volume.cpu(), belief) * mask
         maps.append(ReferenceMap(filtered, belief, found.pixel_size_A))
     return maps[0], maps[1], maps[2]
 
 
 def _filtered(volume: Tensor, belief: Tensor) -> Tensor:
     """Multiply the shells of a map `(n, n, n)` by `belief` `(n // 2 + 1,)`."""
-    from cryoforum_plugin.images.fourier import shell_index
-
     n = len(volume)
     index = shell_index(n, 3).clamp(max=n // 2)
     result: Tensor = torch.fft.irfftn(torch.fft.rfftn(volume) * belief[index], s=volume.shape)

@@ -16,11 +16,11 @@ from cryoforum_plugin.geometry import super_fibonacci_quaternions
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.particles import IntArray
-from cryoforum_plugin.posterior import matrix_from_upper, mode, upper_from_matrix
+from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.refinement.reference import ReferenceMap, mean_noise_power, whole_images
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
-from cryoforum_plugin.refinement.solver import STAGES, Observed, Refined, Solver, whiten
+from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, whiten
 
 BATCH = 128
 NOISE_IMAGES = 500
@@ -61,21 +61,21 @@ class Refiner:
         return replace(raw, bingham=bingham, shift_A=shift_A, shift_sd_A=sd_A)
 
     def _groups(self, rows: IntArray) -> list[tuple[tuple[int, float], np.ndarray]]:
-        """(half set of the reference, pixel size) and which of the rows they are for."""
+        """(half set of the reference, pixel size of the originals) and which of the rows they are for."""
         particles = self.pipeline.particles
         half = np.where(np.isin(particles.half_set[rows], list(self.references)), particles.half_set[rows], 0)
-        sampling_A = self.pipeline.sampling_A(rows)
+        size_A = particles.pixel_size_A[rows]
         return [
-            ((int(h), float(s)), (half == h) & (sampling_A == s))
+            ((int(h), float(s)), (half == h) & (size_A == s))
             for h in np.unique(half)
-            for s in np.unique(sampling_A[half == h])
+            for s in np.unique(size_A[half == h])
         ]
 
     def _batch(
         self, key: tuple[int, float], rows: IntArray, bingham: Tensor, shift_A: Tensor
     ) -> tuple[Tensor, ...]:
-        solver, error_power = self._solver(key)
-        pixel_A = key[1]
+        pixel_A = float(self.pipeline.sampling_A(rows[:1])[0])
+        solver, error_power = self._solver(key, pixel_A)
         observed = self._observe(key, rows, solver.points, error_power)
         start_px = (shift_A / pixel_A).float().to(self.device)
         matrix = matrix_from_upper(bingham.double()).to(self.device)
@@ -88,7 +88,7 @@ class Refiner:
         precision = torch.linalg.inv(covariance[:, :3, :3])
         q = roma.rotmat_to_unitquat(result.R).double()
         sd_A = covariance[:, 3:, 3:].diagonal(dim1=1, dim2=2).mean(1).sqrt() * pixel_A
-        found = upper_from_matrix(_bingham_of(q, precision))
+        found = upper_from_matrix(matrix_about(q, precision))
         return found.cpu(), (result.shift_px.double() * pixel_A).cpu(), sd_A.cpu()
 
     def _start(self, solver: Solver, observed: Observed, matrix: Tensor, shift_px: Tensor) -> Refined:
@@ -121,17 +121,17 @@ class Refiner:
         transforms = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
         ctf = None
         if particles.ctf is not None:
-            ctf = ctf_2d(particles.ctf[rows], n, key[1], device=self.device)
+            ctf = ctf_2d(particles.ctf[rows], n, self.pipeline.sampling_A(rows), device=self.device)
         noise = torch.stack([self._noise_of(int(group), key[1]) for group in particles.optics_group[rows]])
         return whiten(transforms, ctf, noise, points, error)
 
-    def _noise_of(self, group: int, pixel_A: float) -> Tensor:
-        """Noise power by shell of an optics group, measured once on some of its images."""
-        key = (group, pixel_A)
+    def _noise_of(self, group: int, size_A: float) -> Tensor:
+        """Noise power by shell of the images of an optics group and pixel size, measured once on some of them."""
+        key = (group, size_A)
         if key not in self._noise:
             particles = self.pipeline.particles
-            rows = np.flatnonzero(particles.optics_group == group)
-            rows = rows[self.pipeline.sampling_A(rows) == pixel_A]
+            rows = np.flatnonzero((particles.optics_group == group) & (particles.pixel_size_A == size_A))
+            pixel_A = float(self.pipeline.sampling_A(rows[:1])[0])
             rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), NOISE_IMAGES)).astype(int)]
             total, count = torch.zeros(0), 0
             for of_batch in self.pipeline.batches(rows):
@@ -145,12 +145,12 @@ class Refiner:
             self._noise[key] = (total / max(count, 1)).clamp(min=1e-12)
         return self._noise[key]
 
-    def _solver(self, key: tuple[int, float]) -> tuple[Solver, Tensor]:
-        """Solver against the reference of a half set for images of a pixel size, and its error by shell."""
+    def _solver(self, key: tuple[int, float], pixel_A: float) -> tuple[Solver, Tensor]:
+        """Solver against the reference of a half set for working images of `pixel_A`, and its error by shell."""
         if key not in self._solvers:
-            half, pixel_A = key
+            half, size_A = key
             reference = self.references[half]
-            n = self.pipeline.box.resampled_px(self.pipeline.box_px, self._original_A(pixel_A))
+            n = self.pipeline.box.resampled_px(self.pipeline.box_px, size_A)
             side_A = n * pixel_A
             points = FourierPoints(n, side_A / self.finest_A, self.device)
             amplitude = (reference.pixel_size_A / pixel_A) ** 2  # sums over pixels, that is
@@ -161,27 +161,7 @@ class Refiner:
             self._solvers[key] = (Solver(slicer, 1.0 if reference.absolute else None), error)
         return self._solvers[key]
 
-    def _original_A(self, sampling_A: float) -> float:
-        sizes = np.unique(self.pipeline.particles.pixel_size_A)
-        rows = [int(np.flatnonzero(self.pipeline.particles.pixel_size_A == size)[0]) for size in sizes]
-        found = self.pipeline.sampling_A(np.array(rows))
-        return float(sizes[int(np.argmin(np.abs(found - sampling_A)))])
-
-
-def _bingham_of(q: Tensor, precision: Tensor) -> Tensor:
-    """Bingham matrices `(b, 4, 4)` with mode q `(b, 4)` and precision `(b, 3, 3)` of small turns in the volume's frame.
-
-    exp(w) q is q + (w, 0) q / 2 to first order, so that A = 2 sum_ij P_ij t_i t_j' with t_i = (e_i, 0) q.
-    """
-    axes = torch.eye(3, 4, dtype=q.dtype, device=q.device)
-    tangents = roma.quat_product(axes.expand(len(q), 3, 4), q[:, None].expand(-1, 3, -1))
-    matrix: Tensor = 2 * tangents.mT @ precision @ tangents
-    return matrix
-
 
 def _generator(device: torch.device) -> torch.Generator:
     """The same draws for every batch, so that a particle's answer does not depend on its neighbours."""
     return torch.Generator(device).manual_seed(1)
-
-
-__all__ = ["STAGES", "Refiner"]

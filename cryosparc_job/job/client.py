@@ -150,9 +150,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def close(client: Any) -> None:
     """Close the client's connections, which otherwise stay open until it is garbage."""
-    http = getattr(getattr(client, "api", None), "_client", None)
+    http = http_of(client)
     if http is not None:
         http.close()
+
+
+def http_of(client: Any) -> Any:
+    """The HTTP client below version 5; None in 4.7, which needs none: it streams files by itself."""
+    return getattr(getattr(client, "api", None), "_client", None)
 
 
 def project_folder(project: Any) -> Path:
@@ -231,10 +236,8 @@ def stop(job: Any, error: str = "") -> None:
     if not is_v4():
         job.stop(error=error)
         return
-    if (
-        error
-    ):  # this generation keeps no text with a failure, and a job without its text must fail all the same
-        with suppress(Exception):
+    with suppress(Exception):  # it keeps no text with a failure, and must fail without its text all the same
+        if error:
             job.log(error, level="error")
     job.stop(error=bool(error))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryoforum_plugin.confidence.calibration import TARGET_DEG
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.particles import ParticleSet
 from cryosparc_job.cs_file import CsHost
@@ -26,7 +27,7 @@ TITLES = {
     POSES: "All particles, with predicted poses",
 }
 MEANING = {
-    "confidence": "confidence: probability that the angular error is below 5 degrees",
+    "confidence": f"confidence: probability that the angular error is below {TARGET_DEG:g} degrees",
     "expected_error_deg": "expected angular error, degrees",
     "credible_radius_90_deg": "radius of the 90 % credible ball, degrees",
     "outlier_score": "outlier score, 0 to 1, higher is more unlike the training particles",

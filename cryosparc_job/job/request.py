@@ -51,9 +51,9 @@ class Request:
 
     train : settings of a training, None = use the model that is there. train_on : (job, output) to train on,
     None = the source. init_from, overwrite : as `train` takes them. predict : whether to write poses and
-    uncertainty. again : only from a prediction that was made before, whatever its options. criteria : None = no selected and
-    rejected outputs. fsc : reconstruct all, selected and rejected particles here, for their FSC. precision :
-    auto, 32 or bf16. then : jobs to queue.
+    uncertainty. again : only from a prediction that was made before, whatever its options. criteria : None =
+    no selected and rejected outputs. fsc : reconstruct all, selected and rejected particles here, for their
+    FSC. precision : auto, 32 or bf16. then : jobs to queue.
     """
 
     source: Source
@@ -95,13 +95,13 @@ class Plan:
 def check(client: Any, request: Request) -> Plan:
     """Look at everything a request names. Raises CryoForumError for what is not there or does not fit."""
     source = request.source
+    if request.train is None and not request.predict:
+        raise HostError("nothing to do: neither train nor predict")
     choose_device(request.device)
     if request.train is None and not (request.model_dir / "model.pt").is_file():
         raise HostError(f"{request.model_dir} holds no model.pt; train a model there first")
     learns_here = request.train is not None and request.train_on is None
     needed = ("blob", "alignments3D") if learns_here else ("blob",)
-    if request.train is None and not request.predict:
-        raise HostError("nothing to do: neither train nor predict")
     job, output = _original(client, source) if request.again else (source.job, source.output)
     found = find_particles(client, source.project, job, output, needed)
     training = (found, output)

@@ -22,9 +22,9 @@ from cryoforum_plugin.images.mrc_header import StackHeader, read_header
 from cryoforum_plugin.progress import progress
 from cryosparc_job.cs_file import read_records, stacks_of
 from cryosparc_job.job.calls import call
+from cryosparc_job.job.client import PIECE_BYTES, answer, http_of
 
 LOG = logging.getLogger("cryoforum")
-PIECE_BYTES = 1 << 20
 DOWNLOAD = "projects.download_file"  # the operation's name in cryoSPARC's own description of its interface
 Download = Callable[[str, Path], Any]
 
@@ -47,8 +47,8 @@ def data_root(client: Any, project_uid: str, folder: Path, table: Path, cache: P
 
     Stacks that cannot be read in `folder` on this machine (not mounted, a link that leads nowhere here, not
     readable for this user) are downloaded to `cache`; the others are linked there. A second call for the same
-    table downloads what is missing. Raises HostError for a stack that cryoSPARC does not have or that cannot be downloaded,
-    and for a disk too small.
+    table downloads what is missing. Raises HostError for a stack that cryoSPARC does not have or that cannot
+    be downloaded, and for a disk too small.
     """
     stacks = named_stacks(table)
     absent = [stack for stack in stacks if not _readable(folder / stack.name)]
@@ -167,7 +167,7 @@ def _fetch_once(name: str, target: Path, download: Download) -> StackHeader:
         except ImageStackError as error:
             raise ImageStackError(str(error).replace(str(temporary), name)) from error
         except HostError as error:
-            if getattr(error.__cause__, "code", None) != 404:
+            if answer(error.__cause__)[0] != 404:
                 raise
             raise HostError(
                 f"cryoSPARC has no image stack {name}; restore it, or remove its particles"
@@ -179,7 +179,7 @@ def _downloader(client: Any, project_uid: str) -> Download:
 
     cryosparc-tools 4 does so itself; 5 reads a whole file into memory, so its HTTP client is asked directly.
     """
-    http = getattr(getattr(client, "api", None), "_client", None)
+    http = http_of(client)
     route = None if http is None else call("asking for the way to its files", _route, http, project_uid)
     if route is None:
         return partial(client.download_file, project_uid)
@@ -206,7 +206,7 @@ def _stream(http: Any, method: str, address: str, path: str, target: Path) -> No
 
 
 def _raise_error(response: Any) -> None:
-    """Raise the client's own error for any answer but success."""
+    """Raise the client's own error, which holds the server's words, for any answer but success."""
     if not response.is_success:
         from cryosparc.errors import APIError
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cryoforum_plugin.errors import CryoForumError, HostError
-from cryoforum_plugin.network.device import choose_device
-from cryoforum_plugin.network.model import load_model
 from cryosparc_job.job import client as generation
 from cryosparc_job.job import outputs
 from cryosparc_job.job.calls import call
 from cryosparc_job.job.connection import connected, full_uid
-from cryosparc_job.job.event_log import EventLog, shown
+from cryosparc_job.job.event_log import shown
 from cryosparc_job.job.life import ending, fail, start
 from cryosparc_job.job.request import Next, Plan, Request, check
-from cryosparc_job.job.work import Work, only_run
+from cryosparc_job.job.work import Work, only_run, symmetry_of
 
 LOG = logging.getLogger("cryoforum")
 TRAINING = "training_particles"
@@ -48,7 +47,7 @@ def run(request: Request) -> str:
             with shown(job) as events, only_run(request.model_dir):
                 Work(client, job, plan, request, events).do(names, slots)
                 for following, volumes in zip(request.then, plan.volumes, strict=True):
-                    queue_next(client, job, request, following, volumes, events)
+                    queue_next(client, job, request, following, volumes)
         return str(job.uid)
 
 
@@ -84,9 +83,8 @@ def _connect(job: Any, plan: Plan, request: Request) -> None:
         needed = [slot for slot in ("blob", "ctf", "alignments3D") if slot in there]
         call("adding the input", job.add_input, "particle", name, min=1, max=1, slots=needed)
         call("connecting the input", job.connect, name, source.uid, output)
-        for _ in range(
-            generation.count_connections(job, name) - 1
-        ):  # an answer was lost, and it was asked again
+        # more than one: an answer was lost, and it was asked again
+        for _ in range(generation.count_connections(job, name) - 1):
             call("disconnecting a second input", job.disconnect, name, 1)
 
 
@@ -96,11 +94,9 @@ def queue_next(
     request: Request,
     following: Next,
     volumes: dict[str, tuple[str, str]],
-    events: EventLog,
 ) -> None:
     """Queue a job on the selected particles of `job`, or on all. Raises HostError."""
     name = outputs.SELECTED if request.criteria is not None else outputs.INPUT
-    symmetry = load_model(request.model_dir, choose_device("cpu")).settings.symmetry
     made = call(
         f"making a {following.kind} job",
         client.create_job,
@@ -108,7 +104,7 @@ def queue_next(
         full_uid("W", request.source.workspace),
         following.kind,
         connections={"particles": (job.uid, name), **volumes},
-        params={"refine_symmetry": symmetry},
+        params={"refine_symmetry": symmetry_of(request.model_dir)},
         title=f"{following.kind} of {job.uid} {name}",
     )
     try:
@@ -117,4 +113,6 @@ def queue_next(
         made.refresh()
         if str(made.status) == "building":  # else the answer to an earlier attempt was lost
             raise
-    events.line(f"queued {made.uid}: {following.kind} of {name}")
+    text = f"queued {made.uid}: {following.kind} of {name}"
+    print(text, file=sys.stderr, flush=True)
+    LOG.info("%s", text)

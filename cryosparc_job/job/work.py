@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from cryoforum_plugin import __version__, formats
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
 from cryoforum_plugin.confidence.selection import Selection, select_particles
 from cryoforum_plugin.errors import HostError
-from cryoforum_plugin.host_job.record import JobRecord, same
+from cryoforum_plugin.host_job.record import JobRecord
 from cryoforum_plugin.host_job.steps import (
-    describe,
     predict_table,
     prediction_identity,
     reconstruct_sets,
@@ -66,6 +66,15 @@ def only_run(model_dir: Path) -> Iterator[None]:
 def work_folder(model_dir: Path) -> Path:
     """Where tables and records lie, beside the model."""
     return model_dir.with_name(f"{model_dir.name}_cryosparc")
+
+
+def symmetry_of(model_dir: Path) -> str:
+    """Point group of a model."""
+    return load_model(model_dir, choose_device("cpu")).settings.symmetry
+
+
+def _curves(model_dir: Path) -> Figure:
+    return figures.training_curves(read_metrics(model_dir / "metrics.csv"))
 
 
 class Work:
@@ -125,8 +134,6 @@ class Work:
         if self.request.predict and np.bincount(particles.origin).max() > 1:
             LOG.warning("%s.%s: several rows show the same image (symmetry expansion?); they get the same predicted pose",
                         source.uid, output)  # fmt: skip
-        _, *counts = describe("", particles).items()
-        LOG.info("%s.%s: %s", source.uid, output, ", ".join(f"{name} {value}" for name, value in counts))
         return particles, root
 
     def _train(self, record: JobRecord) -> None:
@@ -140,8 +147,7 @@ class Work:
             init_from=request.init_from, overwrite=request.overwrite,
         )  # fmt: skip
         self._report(directory)
-        curves = lambda: figures.training_curves(read_metrics(directory / "metrics.csv"))  # noqa: E731
-        self.events.tile(self.events.plot("training", curves))
+        self.events.tile(self.events.plot("training", _curves, directory))
         self.events.checkpoint("trained")
 
     def _predict(self, record: JobRecord) -> ParticleSet:
@@ -152,15 +158,15 @@ class Work:
         if not posterior_path(predicted).exists():
             predicted.unlink(missing_ok=True)
         identity = prediction_identity(table, request.model_dir, request.options)
-        if request.again:
-            identity = {key: identity[key] for key in ("particles", "model")}
+        if request.again:  # whatever the options of that prediction were
+            known = record.values.get("predict", {}).get("identity", {})
+            identity |= {key: known[key] for key in ("views", "contrast", "version") if key in known}
         elif record.values.get("train", {}).get("identity", {}).get("model") == identity["model"]:
             LOG.warning(
                 "%s: the model was trained on these particles, so that it seems better here than on others",
                 name,
             )
-        kept = same(identity, record.values.get("predict", {}).get("identity", {}))
-        kept = kept and record.values["predict"].get("finished") is True and predicted.exists()
+        kept = record.finished("predict", identity, predicted)
         if request.again and not kept:
             raise HostError(f"{name} was not predicted with this model; predict it first")
         root: Path | None = self.folder
@@ -223,7 +229,7 @@ class Work:
 
     def _reconstruct(self, record: JobRecord, sets: dict[str, ParticleSet]) -> None:
         """FSC of every set, on disk and as a plot."""
-        symmetry = load_model(self.request.model_dir, choose_device("cpu")).settings.symmetry
+        symmetry = symmetry_of(self.request.model_dir)
         results = reconstruct_sets(sets, ReconstructionSettings(symmetry=symmetry), self.request.device)
         curves = {}
         for name, result in results.items():

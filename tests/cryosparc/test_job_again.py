@@ -20,6 +20,7 @@ from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.selection import Criteria
 from cryoforum_plugin.errors import CryoForumError, HostError
 from cryoforum_plugin.prediction.run import PredictOptions
+from cryoforum_plugin.reconstruction.reconstruct import reconstruct
 from cryoforum_plugin.report import figures
 from cryosparc_job.job import calls, event_log, life, work
 from cryosparc_job.job.request import RECONSTRUCTION, Next, Request
@@ -289,3 +290,19 @@ def test_a_relative_model_directory(
     uid = run(Request(add_job(cryosparc_server), Path(".")))
     assert cryosparc_server.state.jobs["P1", uid]["status"] == "completed"
     assert (model.parent / "model_cryosparc").is_dir()
+
+
+def test_a_kill_during_a_reconstruction_is_not_taken_for_a_bad_set(
+    cryosparc_server: fixtures.Server, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, begun = add_job(cryosparc_server), []
+
+    def killing(*arguments: Any, **named: Any) -> Any:
+        cryosparc_server.state.kill("P1", last_job(cryosparc_server)["uid"])
+        begun.append(arguments)
+        return reconstruct(*arguments, **named)
+
+    monkeypatch.setattr("cryoforum_plugin.host_job.steps.reconstruct", killing)
+    with pytest.raises(life.StoppedError, match="was killed in cryoSPARC"):
+        run(Request(source, model, criteria=Criteria(keep_fraction=0.5), fsc=True))
+    assert len(begun) == 1  # of three sets

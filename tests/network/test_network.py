@@ -103,6 +103,8 @@ def test_device_and_precision_are_checked() -> None:
     with pytest.raises(SettingsError, match="unknown precision"):
         choose_precision("16", torch.device("cpu"))
     assert choose_precision("32", torch.device("cpu")) == "32-true"
+    with pytest.raises(SettingsError, match="cuda:999 was asked for"):
+        choose_device("cuda:999")
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match="torch sees 0"):
             choose_device("cuda:0")

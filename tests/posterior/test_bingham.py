@@ -7,6 +7,7 @@ import math
 import pytest
 import roma
 import torch
+from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck
 
 from cryoforum_plugin.geometry import (
@@ -20,6 +21,7 @@ from cryoforum_plugin.posterior import (
     credible_radius,
     gaps,
     log_normaliser,
+    matrix_about,
     matrix_from_upper,
     mean_angle,
     mode,
@@ -177,3 +179,17 @@ def test_mode_and_its_gradient_do_not_depend_on_the_scale_of_ties(scale: float) 
         agreement = torch.einsum("bi,bi->b", mode(factor * matrix), target).square().sum()
         gradients.append(torch.autograd.grad(agreement, matrix)[0])
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_posterior_has_the_precision_it_was_made_from() -> None:
+    q = torch.from_numpy(Rotation.random(5, random_state=1).as_quat())
+    root = torch.randn(5, 3, 3, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    precision = 1e4 * (root @ root.mT + torch.eye(3))
+    matrix = matrix_about(q, precision)
+    assert float(angular_distance(mode(matrix), q).max()) < 1e-6
+    turn = 1e-3 * torch.randn(5, 3, dtype=torch.double, generator=torch.Generator().manual_seed(2))
+    moved = torch.from_numpy((Rotation.from_rotvec(turn.numpy()) * Rotation.from_quat(q.numpy())).as_quat())
+    energy = torch.einsum("bi,bij,bj->b", moved, matrix, moved)
+    torch.testing.assert_close(
+        energy, torch.einsum("bi,bij,bj->b", turn, precision, turn) / 2, rtol=1e-3, atol=0
+    )
