@@ -81,6 +81,7 @@ def check(settings: Settings) -> None:
             training.augmentation == "full" or training.simulated == 0,
             "training.augmentation noise or none needs training.simulated 0: simulated images are turned and shifted",
         ),
+        (1 <= training.folds <= 10, "training.folds must be 1 to 10"),
         (training.reference_particles >= 10, "training.reference_particles must be at least 10"),
         (network.channels >= 1, "network.channels must be at least 1"),
         (network.features >= 1, "network.features must be at least 1"),

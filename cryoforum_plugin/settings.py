@@ -89,7 +89,8 @@ class TrainingSettings:
     branches : single; siamese (batches of pairs); all_pairs (every pair of a batch from one pass). For
     siamese, batch_size counts pairs; pairs : random or stratified (equal numbers in bins of distance);
     pair_fraction of all ordered pairs make an epoch, at least 1,024, at most 250,000 or as many as particles. freeze : none, early (first half of the encoder) or encoder keep the weights they
-    start with (see --init-from), for freeze_epochs (None = all).
+    start with (see --init-from), for freeze_epochs (None = all). half_sets : a model for each half set; None =
+    where each has enough particles. folds : models trained on all but a fold each; 1 = one model of all.
     """
 
     epochs: int | None = None
@@ -110,6 +111,8 @@ class TrainingSettings:
     pair_fraction: float = 0.01
     freeze: str = "none"
     freeze_epochs: int | None = None
+    half_sets: bool | None = None
+    folds: int = 1
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
     seed: int = 1

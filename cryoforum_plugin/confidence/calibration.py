@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,13 @@ def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) ->
     """Fit both factors on held-out rows: errors `(n,)` rad of the mode, shift errors `(n, 2)` Å."""
     ratio = np.square(shift_error_A) / np.square(raw.shift_sd_A.double().numpy())[:, None]
     return Calibration(fit_width(raw.bingham, error_rad), float(np.sqrt(ratio.mean())))
+
+
+def scaled(raw: RawPrediction, calibration: Calibration) -> RawPrediction:
+    """Return `raw` with the widths that a calibration gives it."""
+    return replace(
+        raw, bingham=raw.bingham * calibration.width, shift_sd_A=raw.shift_sd_A * calibration.shift
+    )
 
 
 def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: FloatArray) -> Prediction:

@@ -20,6 +20,9 @@ from cryoforum_plugin.posterior import credible_radius, matrix_from_upper, mode
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import progress
+from cryoforum_plugin.refinement.reference import ReferenceMap
+from cryoforum_plugin.refinement.refine import Refiner
+from cryoforum_plugin.settings import DEFAULT_VIEWS
 from cryoforum_plugin.training.preparation import Prepared
 
 MOST_PARTICLES = 5000
@@ -33,8 +36,17 @@ def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArr
     return angular_distance_to_group(found, torch.from_numpy(rotation), group).numpy()
 
 
-def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: bool) -> Model:
-    """Return `model` with its calibration for every number of views and its outlier model filled in."""
+def calibrate(
+    model: Model,
+    prepared: Prepared,
+    references: dict[int, ReferenceMap],
+    precision: Precision,
+    quiet: bool,
+) -> Model:
+    """Return `model` with its calibration for every number of views and its outlier model filled in.
+
+    references : by half set, to refine against; that of refined poses is filled in too.
+    """
     particles, rows = prepared.particles, spread_rows(prepared.validation_rows, MOST_PARTICLES)
     rotation = particles.require_rotation()[rows]
     known_shift_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
@@ -42,7 +54,9 @@ def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: boo
     figures: dict[str, Any] = {}
     percentiles: dict[str, Any] = {}
     held_out: torch.Tensor | None = None
-    with progress("calibrating", len(rows) * len(VIEW_COUNTS) + len(of_training), quiet) as advance:
+    refined: dict[str, Any] = {}
+    steps = len(rows) * (len(VIEW_COUNTS) + bool(references)) + len(of_training)
+    with progress("calibrating", steps, quiet) as advance:
         for views in VIEW_COUNTS:
             raw = Predictor(model, prepared.pipeline, precision, views).predict(rows, BATCH, advance)
             error = _errors(raw, rotation, model.settings.symmetry)
@@ -50,6 +64,12 @@ def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: boo
             figures[str(views)] = asdict(factors) | _achieved(raw, error, factors)
             percentiles[str(views)] = _percentiles(calibration.calibrated(raw, factors, np.zeros(len(rows))))
             held_out = raw.features if held_out is None else held_out
+            if references and views == DEFAULT_VIEWS:
+                refiner = Refiner(prepared.pipeline, references, model.settings.images.diameter_A)
+                raw = refiner.refine(rows, calibration.scaled(raw, factors), advance)
+                error = _errors(raw, rotation, model.settings.symmetry)
+                factors = calibration.fit(raw, error, raw.shift_A.numpy() - known_shift_A)
+                refined = asdict(factors) | _achieved(raw, error, factors)
         training = Predictor(model, prepared.pipeline, precision, 1).predict(of_training, BATCH, advance)
     assert held_out is not None
     return replace(
@@ -60,6 +80,7 @@ def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: boo
             "level": calibration.LEVEL,
             "validation_particles": len(rows),
             "views": figures,
+            **({"refined": refined} if refined else {}),
             "percentiles": percentiles,
         },
     )

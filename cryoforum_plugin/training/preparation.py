@@ -65,7 +65,7 @@ def prepare(
     training_rows, validation_rows = split_rows(
         particles, settings.training.validation_fraction, settings.training.seed
     )
-    chosen = _reference_rows(training_rows, settings)
+    chosen = reference_rows(training_rows, settings)
     measuring = len(chosen) if settings.images.diameter_A is None and settings.images.margin else 0
     with progress("reading", len(particles) + measuring, quiet) as advance:
         pipeline, settings = _choose_box(particles, reader, box_px, chosen, settings, device, advance)
@@ -119,7 +119,8 @@ def _checked(particles: ParticleSet, settings: Settings) -> ParticleSet:
     return particles
 
 
-def _reference_rows(training_rows: IntArray, settings: Settings) -> IntArray:
+def reference_rows(training_rows: IntArray, settings: Settings) -> IntArray:
+    """Rows that build references: all, or a random part of many."""
     count = settings.training.reference_particles
     if len(training_rows) <= count:
         return training_rows
