@@ -26,6 +26,7 @@ class RawPrediction:
     """Network answers before calibration; rows that could not be read are NaN.
 
     bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
+    Of refined poses: contrast `(n,)` relative to the usual one, gain `(n,)` log likelihood over no particle.
     """
 
     bingham: Tensor
@@ -33,6 +34,8 @@ class RawPrediction:
     shift_sd_A: Tensor
     features: Tensor
     unusable: Tensor
+    contrast: Tensor | None = None
+    gain: Tensor | None = None
 
 
 @dataclass(frozen=True)

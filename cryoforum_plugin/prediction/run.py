@@ -109,10 +109,10 @@ def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) 
         return None
     diameter_A = model.settings.images.diameter_A
     if options.reference is not None:
-        return Refiner(pipeline, {0: read_reference(options.reference)}, diameter_A)
+        return Refiner(pipeline, {0: read_reference(options.reference)}, diameter_A, model.settings.symmetry)
     references = read_references(model.directory)
     if references:
-        return Refiner(pipeline, references, diameter_A)
+        return Refiner(pipeline, references, diameter_A, model.settings.symmetry)
     if options.refine:
         raise ModelError(
             f"{model.directory} holds no reference to refine against (references.pt); give one with --reference, or "

@@ -28,6 +28,10 @@ class Observed:
     data: Tensor
     transfer: Tensor
 
+    def rows(self, rows: Tensor) -> Observed:
+        """Those of `rows`."""
+        return Observed(self.data[rows], self.transfer[rows])
+
 
 @dataclass(frozen=True)
 class Refined:
@@ -48,6 +52,20 @@ class Refined:
         """Rows of self where `chosen` `(b,)`, else of `other`."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Refined(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
+
+    def rows(self, rows: Tensor) -> Refined:
+        """Those of `rows`."""
+        return Refined(*(values[rows] for values in vars(self).values()))
+
+    def replaced(self, rows: Tensor, other: Refined) -> Refined:
+        """All of self, but `other` at `rows`."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Refined(*(a.index_copy(0, rows, b) for a, b in pairs))
+
+    def with_better(self, rows: Tensor, other: Refined) -> Refined:
+        """All of self, but `other` at those of `rows` where it costs less, on the same frequencies."""
+        before = self.rows(rows)
+        return self.replaced(rows, other.where(other.cost < before.cost, before))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def calibrate(
             percentiles[str(views)] = _percentiles(calibration.calibrated(raw, factors, np.zeros(len(rows))))
             held_out = raw.features if held_out is None else held_out
             if references and views == DEFAULT_VIEWS:
-                refiner = Refiner(prepared.pipeline, references, model.settings.images.diameter_A)
+                refiner = Refiner(
+                    prepared.pipeline, references, model.settings.images.diameter_A, model.settings.symmetry
+                )
                 raw = refiner.refine(rows, calibration.scaled(raw, factors), advance)
                 error = _errors(raw, rotation, model.settings.symmetry)
                 factors = calibration.fit(raw, error, raw.shift_A.numpy() - known_shift_A)
