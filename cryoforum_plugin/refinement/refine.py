@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import roma
@@ -17,7 +17,7 @@ from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.refinement.reference import ReferenceMap, mean_noise_power, whole_images
+from cryoforum_plugin.refinement.reference import LARGEST_BOX_PX, ReferenceMap, mean_noise_power, whole_images
 from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, whiten
@@ -27,7 +27,33 @@ NOISE_IMAGES = 500
 SURE_DEG = 6.0  # posteriors narrower than this get one start
 STARTS = 6  # of unsure particles
 DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
-COARSE = ((0.35, 3), (0.55, 1))
+MARCH = 1.6  # from one stage to the next, in frequency
+COARSE_STEPS, LAST_STEPS = (3, 1), 3
+Stages = tuple[tuple[float, int], ...]
+
+
+@dataclass(frozen=True)
+class _Against:
+    """A reference as images of one pixel size meet it.
+
+    error : `(shells,)` mean |error|^2 of its slices. coarse, fine : stages of a first and of a full refinement.
+    """
+
+    solver: Solver
+    error: Tensor
+    grid: GridSearch
+    coarse: Stages
+    fine: Stages
+
+
+def march(first: float, highest: float) -> tuple[Stages, Stages]:
+    """Stages (part of the highest frequency, steps) from frequency `first` on: the coarse ones, then the rest."""
+    reached = [min(first, highest)]
+    while reached[-1] < highest:
+        reached.append(min(reached[-1] * MARCH, highest))
+    parts = [frequency / highest for frequency in reached]
+    coarse = tuple(zip(parts, COARSE_STEPS, strict=False))
+    return coarse, (*((part, 1) for part in parts[1:-1]), (1.0, LAST_STEPS))
 
 
 class Refiner:
@@ -43,11 +69,11 @@ class Refiner:
         finest_A = min(reference.finest_A for reference in references.values())
         even_px = pipeline.box_px - pipeline.box_px % 2
         widest_A = even_px * float(pipeline.particles.pixel_size_A.max())
-        size_px = min(even_px, 2 * math.ceil(widest_A / finest_A) + 4)
+        size_px = min(even_px, LARGEST_BOX_PX, 2 * math.ceil(widest_A / finest_A) + 4)
         self.pipeline, self.device = whole_images(pipeline, size_px), pipeline.device
         self.references = {half: reference.to(self.device) for half, reference in references.items()}
         self.finest_A, self.diameter_A, self.symmetry = finest_A, diameter_A, symmetry
-        self._solvers: dict[tuple[int, float], tuple[Solver, Tensor, GridSearch]] = {}
+        self._against: dict[tuple[int, float], _Against] = {}
         self._noise: dict[tuple[int, float], Tensor] = {}
 
     def refine(
@@ -91,32 +117,32 @@ class Refiner:
     ) -> dict[str, Tensor]:
         """What is found of one batch, by field of RawPrediction."""
         pixel_A = float(self.pipeline.sampling_A(rows[:1])[0])
-        solver, error_power, grid = self._solver(key, pixel_A)
-        observed = self._observe(key, rows, solver.points, error_power)
+        against = self._met(key, pixel_A)
+        solver = against.solver
+        observed = self._observe(key, rows, solver.points, against.error)
         start_px = (shift_A / pixel_A).float().to(self.device)
         matrix = matrix_from_upper(bingham.double()).to(self.device)
         R = roma.unitquat_to_rotmat(mode(matrix).float())
-        best = solver.refine(observed, R, start_px, COARSE)
+        best = solver.refine(observed, R, start_px, against.coarse)
         if solver.amplitude is None:
             solver.amplitude = float(best.scale.median())
-            best = solver.refine(observed, R, start_px, COARSE)
+            best = solver.refine(observed, R, start_px, against.coarse)
         if search:
             gap = torch.linalg.eigvalsh(matrix)
             unsure = torch.nonzero(gap[:, 1] - gap[:, 0] < 2 / math.radians(SURE_DEG) ** 2)[:, 0]
-            best = self._start_again(solver, grid, observed, best, unsure, matrix, start_px)
-        result = solver.refine(observed, best.R, best.shift_px)
+            best = self._start_again(against, observed, best, unsure, matrix, start_px)
+        result = solver.refine(observed, best.R, best.shift_px, against.fine)
         if search:
             doubtful = torch.nonzero(result.scale < DOUBTFUL * solver.amplitude)[:, 0]
-            best = self._start_again(solver, grid, observed, result, doubtful, None, start_px)
+            best = self._start_again(against, observed, result, doubtful, None, start_px)
             moved = torch.nonzero((best.R != result.R).any(2).any(1))[:, 0]
-            again = solver.refine(observed.rows(moved), best.R[moved], best.shift_px[moved])
+            again = solver.refine(observed.rows(moved), best.R[moved], best.shift_px[moved], against.fine)
             result = result.with_better(moved, again)
         return self._found(result, observed, solver.amplitude, pixel_A)
 
     def _start_again(
         self,
-        solver: Solver,
-        grid: GridSearch,
+        against: _Against,
         observed: Observed,
         known: Refined,
         rows: Tensor,
@@ -129,14 +155,14 @@ class Refiner:
         """
         if not len(rows):
             return known
-        part = observed.rows(rows)
-        best = solver.refine(part, known.R[rows], known.shift_px[rows], COARSE)
+        part, solver, grid = observed.rows(rows), against.solver, against.grid
+        best = solver.refine(part, known.R[rows], known.shift_px[rows], against.coarse)
         score = grid.gains(part, shift_px[rows])
         if matrix is not None:
             poses = grid.grid.double()
             score = score - torch.einsum("gi,bij,gj->bg", poses, matrix[rows], poses).float()
         for R in roma.unitquat_to_rotmat(grid.starts(score, STARTS)).unbind(1):
-            other = solver.refine(part, R, shift_px[rows], COARSE)
+            other = solver.refine(part, R, shift_px[rows], against.coarse)
             best = other.where(other.cost < best.cost, best)
         return known.replaced(rows, best)
 
@@ -189,9 +215,9 @@ class Refiner:
             self._noise[key] = (total / max(count, 1)).clamp(min=1e-12)
         return self._noise[key]
 
-    def _solver(self, key: tuple[int, float], pixel_A: float) -> tuple[Solver, Tensor, GridSearch]:
-        """Solver against the reference of a half set for working images of `pixel_A`, its error by shell, a grid."""
-        if key not in self._solvers:
+    def _met(self, key: tuple[int, float], pixel_A: float) -> _Against:
+        """The reference of a half set, for working images of `pixel_A`."""
+        if key not in self._against:
             half, size_A = key
             reference = self.references[half]
             n = self.pipeline.box.resampled_px(self.pipeline.box_px, size_A)
@@ -204,5 +230,7 @@ class Refiner:
             error = power[shells.round().long().clamp(max=len(power) - 1)]
             solver = Solver(slicer, 1.0 if reference.absolute else None)
             wavelength_A = WAVELENGTH * (self.diameter_A or side_A)
-            self._solvers[key] = (solver, error, GridSearch(solver, self.symmetry, wavelength_A, side_A))
-        return self._solvers[key]
+            grid = GridSearch(solver, self.symmetry, wavelength_A, side_A)
+            stages = march(side_A / wavelength_A, float(points.radius[-1]))
+            self._against[key] = _Against(solver, error, grid, *stages)
+        return self._against[key]
