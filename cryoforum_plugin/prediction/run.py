@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cryoforum_plugin.confidence.basin import Basin
 from cryoforum_plugin.confidence.calibration import Calibration, calibrated, scaled
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
@@ -123,8 +124,14 @@ def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) 
 
 def refined_calibration(model: Model) -> Calibration:
     """Factors of refined poses; 1 where the model was never calibrated for them."""
-    figures = model.calibration.get("refined", {"width": 1.0, "shift": 1.0})
-    return Calibration(figures["width"], figures["shift"])
+    figures = model.calibration.get("refined")
+    if figures is None:
+        LOG.warning(
+            "%s was not calibrated for refined poses: their uncertainty is what the noise alone allows",
+            model.directory,
+        )
+        return Calibration(1.0, 1.0)
+    return Calibration(figures["width"], figures["shift"], Basin(**figures["basin"]))
 
 
 def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cryoforum_plugin.confidence import calibration
+from cryoforum_plugin.confidence.basin import RIGHT_RADII, Basin, fit_basin
 from cryoforum_plugin.confidence.calibration import RawPrediction
 from cryoforum_plugin.confidence.outliers import fit_outliers
-from cryoforum_plugin.geometry import angular_distance_to_group, symmetry_group
+from cryoforum_plugin.geometry import angular_distance_to_group, random_quaternions, symmetry_group
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
-from cryoforum_plugin.particles import FloatArray, Prediction
+from cryoforum_plugin.particles import FloatArray, IntArray, Prediction
 from cryoforum_plugin.particles.splitting import spread_rows
-from cryoforum_plugin.posterior import credible_radius, matrix_from_upper, mode
+from cryoforum_plugin.posterior import (
+    credible_radius,
+    matrix_about,
+    matrix_from_upper,
+    mode,
+    upper_from_matrix,
+)
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
-from cryoforum_plugin.progress import progress
+from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.refinement.reference import ReferenceMap
 from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.settings import DEFAULT_VIEWS
@@ -27,6 +34,8 @@ from cryoforum_plugin.training.preparation import Prepared
 
 MOST_PARTICLES = 5000
 BATCH = 256
+FEWEST_RIGHT = 20  # refined poses in the right basin, to tell its width
+WRONG_EXAMPLES, WRONG_DEG = 128, 10.0
 
 
 def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArray:
@@ -61,17 +70,13 @@ def calibrate(
             raw = Predictor(model, prepared.pipeline, precision, views).predict(rows, BATCH, advance)
             error = _errors(raw, rotation, model.settings.symmetry)
             factors = calibration.fit(raw, error, raw.shift_A.numpy() - known_shift_A)
-            figures[str(views)] = asdict(factors) | _achieved(raw, error, factors)
+            figures[str(views)] = _plain(factors) | _achieved(raw, error, factors)
             percentiles[str(views)] = _percentiles(calibration.calibrated(raw, factors, np.zeros(len(rows))))
             held_out = raw.features if held_out is None else held_out
             if references and views == DEFAULT_VIEWS:
-                refiner = Refiner(
-                    prepared.pipeline, references, model.settings.images.diameter_A, model.settings.symmetry
+                refined = _refined(
+                    model, prepared, references, rows, calibration.scaled(raw, factors), advance
                 )
-                raw = refiner.refine(rows, calibration.scaled(raw, factors), advance)
-                error = _errors(raw, rotation, model.settings.symmetry)
-                factors = calibration.fit(raw, error, raw.shift_A.numpy() - known_shift_A)
-                refined = asdict(factors) | _achieved(raw, error, factors)
         training = Predictor(model, prepared.pipeline, precision, 1).predict(of_training, BATCH, advance)
     assert held_out is not None
     return replace(
@@ -86,6 +91,76 @@ def calibrate(
             "percentiles": percentiles,
         },
     )
+
+
+def _refined(
+    model: Model,
+    prepared: Prepared,
+    references: dict[int, ReferenceMap],
+    rows: IntArray,
+    raw: RawPrediction,
+    advance: Advance,
+) -> dict[str, Any]:
+    """Calibration of refined poses, from held-out `rows` and the network's calibrated answers `raw`."""
+    particles, symmetry = prepared.particles, model.settings.symmetry
+    refiner = Refiner(prepared.pipeline, references, model.settings.images.diameter_A, symmetry)
+    found = refiner.refine(rows, raw, advance)
+    assert found.contrast is not None
+    assert found.gain is not None
+    rotation = particles.require_rotation()[rows]
+    error = _errors(found, rotation, symmetry)
+    right = np.ones(len(rows), dtype=bool)
+    for _ in range(3):  # the width is that of the right basin, and what is right depends on the width
+        width = calibration.fit_width(found.bingham[right], error[right])
+        right = error < RIGHT_RADII * credible_radius(found.bingham * width, calibration.LEVEL).numpy()
+        if right.sum() < FEWEST_RIGHT:
+            right = np.ones(len(rows), dtype=bool)
+            break
+    known_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
+    chosen = torch.from_numpy(np.flatnonzero(right))
+    factors = calibration.fit(found.rows(chosen), error[right], found.shift_A.numpy()[right] - known_A[right])
+    basin = _basin(refiner, rows, found, right, rotation, symmetry)
+    return (
+        _plain(factors)
+        | {"basin": basin.state()}
+        | _achieved(found, error, factors)
+        | {"validation_in_right_basin": float(right.mean())}
+    )
+
+
+def _basin(
+    refiner: Refiner,
+    rows: IntArray,
+    found: RawPrediction,
+    right: np.ndarray[Any, np.dtype[np.bool_]],
+    rotation: FloatArray,
+    symmetry: str,
+) -> Basin:
+    """How right and wrong basins differ: found poses, and some refined from random ones with no search."""
+    part = torch.from_numpy(np.flatnonzero(~found.unusable.numpy())[:WRONG_EXAMPLES])
+    generator = torch.Generator().manual_seed(1)
+    q = random_quaternions(len(part), generator).double()
+    sharp = matrix_about(q, torch.eye(3, dtype=torch.double).expand(len(part), 3, 3) * 1e4)
+    start = replace(found.rows(part), bingham=upper_from_matrix(sharp))
+    examples = refiner.refine(rows[part.numpy()], start, lambda steps, note: None, search=False)
+    assert examples.contrast is not None
+    assert examples.gain is not None
+    assert found.contrast is not None
+    assert found.gain is not None
+    wrong_deg = np.degrees(_errors(examples, rotation[part.numpy()], symmetry))
+    wrong = wrong_deg > WRONG_DEG
+    return fit_basin(
+        found.contrast.numpy(),
+        found.gain.numpy(),
+        right,
+        examples.contrast.numpy()[wrong],
+        examples.gain.numpy()[wrong],
+        float(wrong_deg[wrong].mean()) if wrong.any() else 90.0,
+    )
+
+
+def _plain(factors: calibration.Calibration) -> dict[str, Any]:
+    return {"width": factors.width, "shift": factors.shift}
 
 
 def _achieved(raw: RawPrediction, error: FloatArray, factors: calibration.Calibration) -> dict[str, float]:
