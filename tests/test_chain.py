@@ -25,6 +25,7 @@ MODEL_FILES = {
     "report.html",
     "log.txt",
     "reference.mrc",
+    "references.pt",
     "checkpoint",
 }
 
@@ -72,7 +73,9 @@ def test_prediction_keeps_the_table_and_writes_finite_columns(chain: Path) -> No
     assert np.isfinite(columns.select_dtypes("number").to_numpy()).all()
     assert columns["rlnParticleFigureOfMerit"].between(0, 1).all()
     assert columns["cryoforumOutlierScore"].between(0, 1).all()
-    assert (columns["cryoforumCredibleRadius90"] > columns["rlnAccuracyRotations"]).all()
+    for label in ("cryoforumCredibleRadius90", "rlnAccuracyRotations"):
+        assert columns[label].between(0, 180, inclusive="right").all()
+    assert (columns["cryoforumInTraining"] == 0).all()
     assert (columns["cryoforumTrace"] < columns["cryoforumLambdaMax"]).all()
 
 

@@ -74,4 +74,10 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
             f"validation error with {views} view{'s' if views != '1' else ''}: "
             f"median {figures['validation_median_deg']:.2f} deg, mean {figures['validation_mean_deg']:.2f} deg"
         )
+    if "refined" in calibration:
+        figures = calibration["refined"]
+        click.echo(
+            f"validation error after refinement: median {figures['validation_median_deg']:.2f} deg, "
+            f"mean {figures['validation_mean_deg']:.2f} deg"
+        )
     click.echo(f"model: {model_dir}")

@@ -113,11 +113,17 @@ def _with_basin(raw: RawPrediction, basin: Basin, summary: Tensor, safe: Tensor)
     return torch.stack([confidence, expected, radius], 1), safe * wider[:, None]
 
 
-def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: FloatArray) -> Prediction:
+def calibrated(
+    raw: RawPrediction,
+    calibration: Calibration,
+    outlier_score: FloatArray,
+    network: Tensor | None = None,
+) -> Prediction:
     """Assemble what is written of each particle; rows that could not be read are NaN throughout.
 
     Where a refined pose may have ended in a wrong basin, confidence and expected error count that in, and the
-    posterior is widened until its LEVEL ball holds that much of the mixture of both.
+    posterior is widened until its LEVEL ball holds that much of the mixture of both. network : `(n, 10)` posterior
+    that the paper's statistics are of, that of the network before refinement; default `raw`'s own.
     """
     usable = ~raw.unusable
     bingham = raw.bingham.double() * calibration.width
@@ -126,7 +132,7 @@ def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: Floa
     summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
     if calibration.basin is not None:
         summary, safe = _with_basin(raw, calibration.basin, summary, safe)
-    g = gaps(matrix_from_upper(safe))
+    g = gaps(matrix_from_upper(safe if network is None else network.double().nan_to_num()))
 
     def column(values: Tensor) -> FloatArray:
         blank = usable.view(-1, *[1] * (values.ndim - 1))

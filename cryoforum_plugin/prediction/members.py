@@ -41,12 +41,19 @@ def assign(model: Model, particles: ParticleSet, reader: StackReader) -> tuple[I
     Of the models of a particle's half set the first one that has not seen it, else the first.
     """
     keys = image_keys(particles, reader)
-    chosen, seen = np.full(len(particles), -1), np.ones(len(particles))
+    chosen, seen = np.full(len(particles), -1), np.zeros(len(particles))
     for number, member in enumerate(model.alone):
         fits = (member.half_set == 0) | (particles.half_set == member.half_set)
         learned = among(keys, member.seen).numpy()
         better = fits & ((chosen < 0) | ((seen > 0) & ~learned))
         chosen[better], seen[better] = number, learned[better]
+    stray = chosen < 0
+    if stray.any():
+        LOG.warning(
+            "%s: %d of %d particles are not of the half set that the model learned from: half maps of its poses are "
+            "not independent", particles.source, int(stray.sum()), len(particles),
+        )  # fmt: skip
+        chosen[stray], seen[stray] = 0, among(keys, model.alone[0].seen).numpy()[stray]
     if seen.any():
         LOG.warning(
             "%s: the model was trained on %d of these %d particles: their errors are larger than it says; train with "

@@ -100,8 +100,8 @@ def _predict(
     score = outliers.score(raw.features)
     if refiner is None:
         return calibrated(raw, factors, score)
-    refined = refiner.refine(rows, scaled(raw, factors), advance)
-    return calibrated(refined, refined_calibration(model), score)
+    known = scaled(raw, factors)
+    return calibrated(refiner.refine(rows, known, advance), refined_calibration(model), score, known.bingham)
 
 
 def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) -> Refiner | None:

@@ -15,7 +15,10 @@ NAME = "references.pt"
 
 
 def write_references(directory: Path, references: Mapping[int, ReferenceMap]) -> None:
-    """Write references by half set (0 = of both) into a model folder, whole or not at all."""
+    """Write references by half set (0 = of both) into a model folder, whole or not at all; no file where there are none."""
+    if not references:
+        (directory / NAME).unlink(missing_ok=True)
+        return
     content = {half: vars(reference) for half, reference in references.items()}
     write_tensors(directory / NAME, {"references": content})
 

@@ -125,7 +125,7 @@ class Refiner:
         R = roma.unitquat_to_rotmat(mode(matrix).float())
         best = solver.refine(observed, R, start_px, against.coarse)
         if solver.amplitude is None:
-            solver.amplitude = float(best.scale.median())
+            solver.amplitude = max(float(best.scale.median()), 1e-6)
             best = solver.refine(observed, R, start_px, against.coarse)
         if search:
             gap = torch.linalg.eigvalsh(matrix)

@@ -83,7 +83,7 @@ class _State:
 class Solver:
     """Refines poses against one reference.
 
-    amplitude : usual contrast of an image relative to the reference; None = not known yet, anything goes.
+    amplitude : usual contrast of an image relative to the reference; None = not known yet.
     """
 
     def __init__(self, slicer: GradientSlicer, amplitude: float | None = 1.0) -> None:
@@ -146,7 +146,7 @@ class Solver:
         real = torch.view_as_real(rows).flatten(2)
         product = real @ real.mT  # every inner product of derivatives, model and data
         mm, dm, dd = product[:, 5, 5], product[:, 5, 6], product[:, 6, 6]
-        scale = dm / mm.clamp(min=1e-20)
+        scale = (dm / mm.clamp(min=1e-20)).clamp(min=0)  # protein is bright: noise must not turn it dark
         if self.amplitude is not None:
             scale = scale.clamp(*(self.amplitude * limit for limit in SCALE_RANGE))
         cost = (dd - 2 * scale * dm + scale.square() * mm) / 2

@@ -161,7 +161,11 @@ class Work:
         identity = prediction_identity(table, request.model_dir, request.options)
         if request.again:  # whatever the options of that prediction were
             known = record.values.get("predict", {}).get("identity", {})
-            identity |= {key: known[key] for key in ("views", "contrast", "version") if key in known}
+            identity |= {
+                key: known[key]
+                for key in ("views", "contrast", "refine", "reference", "version")
+                if key in known
+            }
         elif record.values.get("train", {}).get("identity", {}).get("model") == identity["model"]:
             LOG.warning(
                 "%s: the model was trained on these particles, so that it seems better here than on others",
