@@ -53,6 +53,9 @@ def predict_particles(
     if (options.contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
     predictor = Predictor(model, pipeline, precision, options.views)
+    if model.calibration.get("calibrated_on") == "simulated images":
+        LOG.warning("this model's widths were calibrated on simulated images; on real ones confidence and expected "
+                    "error are as good as the simulation")  # fmt: skip
     figures = model.calibration["views"][str(options.views)]
     factors, outliers = Calibration(figures["width"], figures["shift"]), OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches

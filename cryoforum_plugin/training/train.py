@@ -30,7 +30,9 @@ from cryoforum_plugin.settings import Settings, flatten
 from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.calibrate import calibrate
 from cryoforum_plugin.training.loop import Trainer, default_epochs
+from cryoforum_plugin.training.map_alone import make_particles
 from cryoforum_plugin.training.preparation import Prepared, prepare
+from cryoforum_plugin.training.shown_map import ShownMap, calibration_source, simulated_from
 from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
@@ -110,21 +112,27 @@ def train(
     precision: Precision,
     *,
     init_from: Path | None = None,
+    shown: ShownMap | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on refined particles and write a model directory.
 
-    inputs : the tables `particles` came from. init_from : model directory to start the weights from. Returns the validation figures of calibration.json (empty in
+    inputs : the tables `particles` came from. init_from : model directory to start the weights from. shown : map
+    that simulated images show instead of the rebuilt reference; a map alone needs no refined particles, and
+    only the images and CTFs of `particles` are looked at. Returns the validation figures of calibration.json (empty in
     other processes than the first). Raises a CryoForumError, before anything is written, for input that
     cannot be trained on.
     """
     _check_freezing(settings, init_from, fabric)
+    if shown is not None and settings.training.simulated == 0:
+        raise SettingsError(f"training.simulated is 0: no image would show {shown.source}; raise it")
     identity = {
         "settings": flatten(settings),
         "inputs": [checksum(path) for path in inputs],
         "init_from": None if init_from is None else checksum(init_from / "model.pt"),
+        "simulate_from": None if shown is None else shown.identity(),
         "processes": fabric.world_size,
         "precision": precision,
         "version": __version__,
@@ -135,7 +143,10 @@ def train(
     torch.manual_seed(settings.training.seed)
     with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
         initial = None if init_from is None else _initial_weights(init_from, settings)
-        prepared = prepare(particles, settings, Path(cache), fabric.device, quiet)
+        if shown is not None and shown.alone:
+            made = make_particles(particles, shown, settings, Path(cache), fabric.device, quiet)
+            particles, settings, shown = made.particles, made.settings, made.shown
+        prepared = prepare(particles, settings, Path(cache), fabric.device, quiet, shown)
         if fabric.is_global_zero:
             _start(directory, identity, resume)
             _open_log(handler, directory / "checkpoint" / "log.txt")
@@ -144,6 +155,9 @@ def train(
         if not fabric.is_global_zero:
             return {}
         model = calibrate(model, prepared, precision, quiet)
+        calibrated_on = calibration_source(shown)
+        model = replace(model, calibration={**model.calibration, "calibrated_on": calibrated_on})
+        LOG.info("calibrated on %s", calibrated_on)
         with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
             write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
         for views, found in model.calibration["views"].items():
@@ -152,7 +166,7 @@ def train(
         for name in ("metrics.csv", "log.txt"):
             with atomic_file(directory / name, overwrite=True) as temporary:
                 shutil.copyfile(directory / "checkpoint" / name, temporary)
-        save_model(directory, model, _provenance(prepared, identity, inputs))
+        save_model(directory, model, _provenance(prepared, identity, inputs) | simulated_from(shown, inputs))
     return model.calibration
 
 
