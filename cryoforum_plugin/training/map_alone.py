@@ -16,7 +16,7 @@ from torch import Tensor
 from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.ctf import ctf_2d
-from cryoforum_plugin.images.fourier import radial_average, shell_index
+from cryoforum_plugin.images.fourier import radial_average, radial_sum, shell_index
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader, write_stack
@@ -135,8 +135,9 @@ def _pipeline(
 def _report(spectra: Spectra, contrast: Contrast, volume: Tensor, like: ParticleSet) -> None:
     n = spectra.size_px
     expected = spectra.ctf2 * map_power(volume)
-    weight = torch.arange(len(expected)).double()  # coefficients of a shell
-    snr = float((weight * expected)[1:-1].sum() / (weight * spectra.noise)[1:-1].sum())
+    per_shell = radial_sum(torch.ones(n, n // 2 + 1)).double()
+    corners = (n * n - per_shell.sum()) * spectra.noise[-1]
+    snr = float((per_shell * expected)[1:].sum() / ((per_shell * spectra.noise)[1:].sum() + corners))
     LOG.info(
         "%d images of %s: the map shows with amplitude %.3g and B-factor %.0f A^2 (signal seen to %.1f A, misfit %.0f %%), "
         "signal to noise %.3g over the box",

@@ -174,7 +174,9 @@ def _changed(
     x, y, z = (float(value) * grid_A for value in reversed(shift))
     moved = found.roll(shift, (0, 1, 2))
     yield (
-        _Change(f"the map moved by {x:.0f}, {y:.0f}, {z:.0f} A (x, y, z)", "centre it as the refinement did"),
+        _Change(
+            f"the map moved by about {x:.0f}, {y:.0f}, {z:.0f} A (x, y, z)", "centre it as the refinement did"
+        ),
         moved,
     )
 

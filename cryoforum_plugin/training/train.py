@@ -88,7 +88,7 @@ def _start(directory: Path, identity: dict[str, Any], resume: bool) -> None:
     if resume and identity_file.exists():
         if json.loads(identity_file.read_text()) != identity:
             raise ModelError(
-                f"{directory} was started with other particles or settings; resume with the same command, "
+                f"{directory} was started with other particles, map or settings; resume with the same command, "
                 "or train again with --overwrite"
             )
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ SIGNIFICANT = 3.0  # standard errors of a shell's signal power
 FEWEST_SHELLS = 3
 MODEL_ERROR = 0.1  # of a shell's signal power: what no map and no two numbers describe
 LARGEST_B_A2 = 1000.0
+EDGE = 0.04  # relative width of the end of images that were filtered
 POOR_FIT = 0.5  # of the natural logarithm of the power, r.m.s.
 DISC_MARGIN = 1.1  # of the diameter: noise is measured outside this disc
 NORMALISED_MARGIN = 1.2  # of the diameter: images are normalised outside this disc, as for training
@@ -55,19 +56,23 @@ class Contrast:
     """How a map shows in images: its shells times `amplitude` exp(-`b_factor_A2` q^2 / 4), q in 1/Å.
 
     finest_A : resolution of the last shell in which it was seen; a rising factor stays level beyond.
-    misfit : r.m.s. of the logarithm of the power, of what is left.
+    misfit : r.m.s. of the logarithm of the power, of what is left. cut : the images end there, as filtered ones.
     """
 
     amplitude: float
     b_factor_A2: float
     finest_A: float
     misfit: float
+    cut: bool = False
 
     def gain(self, frequency: Tensor) -> Tensor:
         """Factor at spatial frequencies in 1/Å."""
-        if self.b_factor_A2 < 0:
-            frequency = frequency.clamp(max=1 / self.finest_A)
-        return self.amplitude * torch.exp(-self.b_factor_A2 * frequency.square() / 4)
+        bent = frequency.clamp(max=1 / self.finest_A) if self.b_factor_A2 < 0 else frequency
+        factor = self.amplitude * torch.exp(-self.b_factor_A2 * bent.square() / 4)
+        if self.cut:
+            end = (1 + EDGE) / self.finest_A
+            factor = factor * torch.sigmoid((end - frequency) / (EDGE / 2 * end))
+        return factor
 
 
 def measure_spectra(
@@ -137,7 +142,20 @@ def fit_contrast(spectra: Spectra, map_power: Tensor, source: object) -> Contras
     if misfit > POOR_FIT:
         LOG.warning("%s: the power of the images differs from that of the map by a factor of %.1f (r.m.s. over the "
                     "Fourier shells); is it the same particle, at the right pixel size?", source, math.exp(misfit))  # fmt: skip
-    return found
+    return replace(found, cut=_ends(spectra, expected, found))
+
+
+def _ends(spectra: Spectra, expected: Tensor, found: Contrast) -> bool:
+    """Whether the images clearly hold less than half the fitted signal beyond the last shell it was seen in."""
+    frequency = torch.arange(len(expected)).double() / (spectra.size_px * spectra.pixel_size_A)
+    beyond = frequency > 1.01 / found.finest_A
+    beyond[-1] = False
+    fitted, error = (expected * found.gain(frequency).square())[beyond], spectra.error[beyond]
+    weight = (fitted / error.clamp(min=1e-30)).square()
+    if float(weight.sum()) == 0:
+        return False
+    part = float((weight * spectra.signal[beyond] / fitted.clamp(min=1e-30)).sum() / weight.sum())
+    return part + SIGNIFICANT / math.sqrt(float(weight.sum())) < 0.5
 
 
 def _least_squares(design: Tensor, y: Tensor, weight: Tensor) -> Tensor:
