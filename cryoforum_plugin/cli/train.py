@@ -96,14 +96,11 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     from cryoforum_plugin.training.train import train
 
     alone = check_sources(particles, options)
-    from_reference = options["simulate_from"] == REFERENCE
-    settings = training_settings(options, implied_by_source(from_reference, alone))
+    source = options["simulate_from"]
+    settings = training_settings(options, implied_by_source(source == REFERENCE, alone))
     if options["json_file"] is not None:
         check_file(options["json_file"], options["overwrite"])
     precision = choose_precision(options["precision"], choose_device(options["device"]))
-    shown = None
-    if options["simulate_from"] is not None and not from_reference:
-        shown = read_shown_map(options["simulate_from"], options["map_pixel_size"], alone)
     inputs = (options["ctf_from"],) if alone else particles
     table = formats.read_many(inputs, options["data_root"])
     fabric = make_fabric(options["device"], options["devices"], options["num_nodes"], precision)
@@ -115,7 +112,9 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
         fabric,
         precision,
         init_from=options["init_from"],
-        shown=shown,
+        shown=None
+        if source in (None, REFERENCE)
+        else read_shown_map(source, options["map_pixel_size"], alone),
         resume=options["resume"],
         overwrite=options["overwrite"],
         quiet=options["quiet"],

@@ -16,20 +16,20 @@ from torch import Tensor
 from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.ctf import ctf_2d
-from cryoforum_plugin.images.fourier import radial_average, radial_sum, shell_index
+from cryoforum_plugin.images.fourier import radial_sum, shell_index
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows, spread_rows
-from cryoforum_plugin.progress import progress
+from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.simulation.draw import Draw, SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.volume import resample
 from cryoforum_plugin.simulation.write import STACK, particle_set
 from cryoforum_plugin.training.shown_map import ShownMap, diameter_of
-from cryoforum_plugin.training.unaligned import Contrast, Spectra, fit_contrast, measure_spectra
+from cryoforum_plugin.training.unaligned import Contrast, Spectra, fit_contrast, map_power, measure_spectra
 
 LOG = logging.getLogger("cryoforum")
 MEASURED_IMAGES = 1000
@@ -66,36 +66,37 @@ def make_particles(
     if settings.images.margin is not None:
         settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))
     pipeline, rows = _pipeline(like, shown, settings, diameter_A, device)
+    spectra, volume = _measured(pipeline, rows, shown, settings, diameter_A, quiet)
+    maker = _Maker(volume, spectra, settings, pipeline.contrast)
+    draw, stack = maker.draw(like), folder / STACK
+    made = particle_set(draw, spectra.pixel_size_A, spectra.size_px, stack, Path(f"images of {shown.source}"))
+    made = replace(made, ctf=None if like.ctf is None else draw.ctf)
+    _, validation_rows = split_rows(made, settings.training.validation_fraction, settings.training.seed)
+    with progress("making images", len(made), quiet) as advance:
+        images = maker.images(made, validation_rows, advance)
+        write_stack(stack, images, spectra.pixel_size_A, "float16")
+    as_shown = replace(shown, volume=volume.cpu(), pixel_size_A=spectra.pixel_size_A)
+    return MadeParticles(made, settings, as_shown)
+
+
+def _measured(
+    pipeline: ImagePipeline,
+    rows: IntArray,
+    shown: ShownMap,
+    settings: Settings,
+    diameter_A: float,
+    quiet: bool,
+) -> tuple[Spectra, Tensor]:
+    """Spectra of the images of `rows`, and the map `(n, n, n)` on their grid as it shows in them."""
     even_px = pipeline.box_px - pipeline.box_px % 2
     size_px = min(even_px, max(LARGEST_BOX_PX, 2 * settings.images.size_px))
     with progress("measuring", len(rows), quiet) as advance:
         spectra = measure_spectra(pipeline, rows, size_px, diameter_A, advance)
-    volume = resample(shown.volume, shown.pixel_size_A, size_px, spectra.pixel_size_A).to(device)
-    contrast = fit_contrast(spectra, map_power(volume), like.source)
+    volume = resample(shown.volume, shown.pixel_size_A, size_px, spectra.pixel_size_A).to(pipeline.device)
+    contrast = fit_contrast(spectra, map_power(volume), pipeline.particles.source)
     volume = scaled(volume, spectra.pixel_size_A, contrast)
-    _report(spectra, contrast, volume, like)
-    maker = _Maker(volume, spectra, settings, pipeline.contrast)
-    draw = maker.draw(like)
-    made = particle_set(
-        draw, spectra.pixel_size_A, size_px, folder / STACK, Path(f"images of {shown.source}")
-    )
-    made = replace(made, ctf=None if like.ctf is None else draw.ctf)
-    _, validation_rows = split_rows(made, settings.training.validation_fraction, settings.training.seed)
-    with progress("making images", len(made), quiet) as advance:
-
-        def counted() -> Iterator[NDArray[np.float32]]:
-            for images in maker.images(made, validation_rows):
-                yield images
-                advance(len(images), "")
-
-        write_stack(folder / STACK, counted(), spectra.pixel_size_A, "float16")
-    like_data = replace(shown, volume=volume.cpu(), pixel_size_A=spectra.pixel_size_A)
-    return MadeParticles(made, settings, like_data)
-
-
-def map_power(volume: Tensor) -> Tensor:
-    """Mean |slice|^2 over all orientations by shell `(n // 2 + 1,)` of a map `(n, n, n)`."""
-    return radial_average(torch.fft.rfftn(volume.double()).abs().square(), 3).cpu()
+    _report(spectra, contrast, volume, pipeline.particles)
+    return spectra, volume
 
 
 def scaled(volume: Tensor, pixel_size_A: float, contrast: Contrast) -> Tensor:
@@ -139,9 +140,10 @@ def _report(spectra: Spectra, contrast: Contrast, volume: Tensor, like: Particle
     corners = (n * n - per_shell.sum()) * spectra.noise[-1]
     snr = float((per_shell * expected)[1:].sum() / ((per_shell * spectra.noise)[1:].sum() + corners))
     LOG.info(
-        "%d images of %s: the map shows with amplitude %.3g and B-factor %.0f A^2 (signal seen to %.1f A, misfit %.0f %%), "
+        "%d images of %s: the map shows with amplitude %.3g and B-factor %.0f A^2 (signal seen to %.1f A%s, misfit %.0f %%), "
         "signal to noise %.3g over the box",
         spectra.images, like.source, contrast.amplitude, contrast.b_factor_A2, contrast.finest_A,
+        ", where the images end" if contrast.cut else "",
         100 * contrast.misfit, snr,
     )  # fmt: skip
     LOG.info("images made from the map: %d px of %.4g A", n, spectra.pixel_size_A)
@@ -167,7 +169,7 @@ class _Maker:
         shift_A = rng.normal(0, chosen.centring * side_A, (len(drawn), 2))
         return replace(drawn, shift_A=shift_A, displacement_A=-shift_A)
 
-    def images(self, made: ParticleSet, varied: IntArray) -> Iterator[NDArray[np.float32]]:
+    def images(self, made: ParticleSet, varied: IntArray, advance: Advance) -> Iterator[NDArray[np.float32]]:
         """Yield batches `(b, n, n)` in order; the contrast of rows `varied` spreads as that of real images.
 
         That of the others does not: training takes noise from them, by subtracting the map.
@@ -184,6 +186,7 @@ class _Maker:
             white = torch.randn(len(rows), n, n, generator=generator).to(self.device)
             noise = torch.fft.irfft2(torch.fft.rfft2(white) * self.noise_gain, s=(n, n))
             yield ((signal + noise) * self.sign).cpu().numpy()
+            advance(len(rows), "")
 
     @torch.no_grad()
     def _signal(self, made: ParticleSet, rows: IntArray) -> Tensor:

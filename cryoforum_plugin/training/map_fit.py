@@ -15,7 +15,7 @@ from cryoforum_plugin.images.fourier import radial_sum, shell_index, soft_mask
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
 from cryoforum_plugin.simulation.volume import resample
 from cryoforum_plugin.training.reference import Reference
-from cryoforum_plugin.training.shown_map import ShownMap
+from cryoforum_plugin.training.shown_map import ShownMap, check_holds
 
 LOG = logging.getLogger("cryoforum")
 BELIEVED = 0.5  # FSC of the half maps down to which shells are compared
@@ -33,13 +33,16 @@ class _Change:
     advice: str
 
 
-def match_map(shown: ShownMap, reference: Reference) -> Tensor:
+def match_map(shown: ShownMap, reference: Reference, diameter_A: float | None = None) -> Tensor:
     """Return the map `(n, n, n)` on the grid and in the grey values of the reference.
 
     A map alone, whose images were made from it, is scaled by one factor. Any other is checked first and
-    then scaled shell by shell, so that a sharpened or blurred map becomes like the data.
+    then scaled shell by shell, so that a sharpened or blurred map becomes like the data. diameter_A : of the
+    particle, which the map's box must hold; None = unknown.
     Raises ImageStackError with figures if the map does not fit, ParticleFileError if that cannot be told.
     """
+    if diameter_A is not None:
+        check_holds(shown, diameter_A)
     n = len(reference.volume)
     volume = resample(shown.volume, shown.pixel_size_A, n, reference.pixel_size_A)
     volume = volume.to(reference.volume.device)

@@ -94,10 +94,7 @@ def prepare(
     with progress("reference", len(chosen), quiet) as advance:
         reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance)
     LOG.info("reference: %d particles, %.1f A", len(chosen), reference.resolution_A)
-    projector = None
-    if settings.training.simulated > 0:
-        volume = reference.volume if shown is None else match_map(shown, reference)
-        projector = Projector(volume, reference.pixel_size_A).to(device)
+    projector, reference = _projector(reference, shown, settings)
     training = TrainingData(
         images=images,
         rotation=torch.from_numpy(particles.require_rotation()[training_rows]).float().to(device),
@@ -111,6 +108,20 @@ def prepare(
     return Prepared(
         settings, particles, pipeline, training_rows, validation_rows, training, validation, reference
     )
+
+
+def _projector(
+    reference: Reference, shown: ShownMap | None, settings: Settings
+) -> tuple[Projector | None, Reference]:
+    """Projector of what simulated images show (None: there are none), and the reference to be kept."""
+    if settings.training.simulated == 0:
+        return None, reference
+    volume = reference.volume
+    if shown is not None:
+        volume = match_map(shown, reference, settings.images.diameter_A)
+        if shown.alone:  # better than what its own noisy images give back
+            reference = replace(reference, volume=volume)
+    return Projector(volume, reference.pixel_size_A).to(volume.device), reference
 
 
 def _checked(particles: ParticleSet, settings: Settings) -> ParticleSet:

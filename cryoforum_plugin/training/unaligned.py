@@ -109,6 +109,11 @@ def measure_spectra(
     )
 
 
+def map_power(volume: Tensor) -> Tensor:
+    """Mean |slice|^2 over all orientations by shell `(n // 2 + 1,)` of a map `(n, n, n)`."""
+    return radial_average(torch.fft.rfftn(volume.double()).abs().square(), 3).cpu()
+
+
 def fit_contrast(spectra: Spectra, map_power: Tensor, source: object) -> Contrast:
     """Fit amplitude and B-factor of a map of mean power `map_power` `(n // 2 + 1,)` to unaligned images.
 

@@ -112,20 +112,33 @@ def test_a_map_that_does_not_fit_is_refused_with_figures(change: str, words: str
     assert words in str(refusal.value)
 
 
+def test_a_map_that_is_smaller_than_the_particle_is_refused() -> None:
+    small = shown(blob_volume(POSITIONS, SIZE)[4:-4, 4:-4, 4:-4])
+    with pytest.raises(ImageStackError, match="box of 120 A is smaller than the particle of 130 A"):
+        match_map(small, make_reference(), 130.0)
+
+
 def test_a_reference_without_detail_cannot_judge() -> None:
     with pytest.raises(ParticleFileError, match="too poor to check"):
         match_map(shown(blob_volume(POSITIONS, SIZE)), make_reference(noise=30.0))
 
 
-def test_train_shows_the_map_beside_the_particles_or_refuses_it(tmp_path: Path) -> None:
-    sim = simulate(tmp_path)
-    train = ("train", sim / "train.star", "--quiet", *TINY, "--diameter", 120)
-    succeed(*train, "-o", tmp_path / "model", "--simulate-from", tmp_path / "map.mrc")
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with map.mrc and sim/train.star."""
+    folder = tmp_path_factory.mktemp("simulated")
+    simulate(folder)
+    return folder
+
+
+def test_train_shows_the_map_beside_the_particles_or_refuses_it(simulated: Path, tmp_path: Path) -> None:
+    train = ("train", simulated / "sim" / "train.star", "--quiet", *TINY, "--epochs", 1, "--diameter", 120)
+    succeed(*train, "-o", tmp_path / "model", "--simulate-from", simulated / "map.mrc")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["simulated_from"]["map"].endswith("map.mrc")
     assert config["calibrated_on"] == "held-out particles"
     assert config["settings"]["training.simulated"] == 0.75
-    with mrcfile.open(tmp_path / "map.mrc") as file:
+    with mrcfile.open(simulated / "map.mrc") as file:
         data = np.array(file.data)
     with mrcfile.new(tmp_path / "mirrored.mrc") as file:
         file.set_data(data[:, :, ::-1].copy())
@@ -142,18 +155,9 @@ def test_train_shows_the_map_beside_the_particles_or_refuses_it(tmp_path: Path) 
     assert "training.simulated is 0" in again.stderr
 
 
-def test_reference_means_that_every_image_is_simulated(tmp_path: Path) -> None:
-    sim = simulate(tmp_path)
-    succeed(
-        "train",
-        sim / "train.star",
-        "-o",
-        tmp_path / "model",
-        "--quiet",
-        *TINY,
-        "--simulate-from",
-        "reference",
-    )
+def test_reference_means_that_every_image_is_simulated(simulated: Path, tmp_path: Path) -> None:
+    train = ("train", simulated / "sim" / "train.star", "--quiet", *TINY, "--epochs", 1)
+    succeed(*train, "-o", tmp_path / "model", "--simulate-from", "reference")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["settings"]["training.simulated"] == 1.0
     assert config["simulated_from"] is None
