@@ -28,7 +28,7 @@ from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.simulation.draw import Draw, SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.volume import resample
 from cryoforum_plugin.simulation.write import STACK, particle_set
-from cryoforum_plugin.training.shown_map import ShownMap, diameter_of
+from cryoforum_plugin.training.shown_map import ShownMap, check_symmetry, diameter_of
 from cryoforum_plugin.training.unaligned import Contrast, Spectra, fit_contrast, map_power, measure_spectra
 
 LOG = logging.getLogger("cryoforum")
@@ -54,14 +54,15 @@ def make_particles(
 ) -> MadeParticles:
     """Write images of the map into `folder`, with the noise, contrast and CTFs of `like`.
 
-    Poses of `like` are not looked at. Raises ImageStackError for dark protein, images that show no
-    particle or cannot hold it; ParticleFileError for missing CTF parameters.
+    Poses of `like` are not looked at. Raises ImageStackError for a map without the symmetry, dark protein,
+    images that show no particle or cannot hold it; ParticleFileError for missing CTF parameters.
     """
     if settings.images.ctf == "none":
         like = replace(like, ctf=None)
     else:
         like.require_ctf()
     like = replace(like, rotation=None, shift_A=None)
+    check_symmetry(shown, settings.symmetry)
     diameter_A = diameter_of(shown, settings.images.diameter_A)
     if settings.images.margin is not None:
         settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))

@@ -8,17 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import roma
 import torch
 from torch import Tensor
 
 from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import ImageStackError
-from cryoforum_plugin.simulation.volume import low_pass, read_map
+from cryoforum_plugin.geometry import random_quaternions, symmetry_group
+from cryoforum_plugin.images.fourier import radial_sum
+from cryoforum_plugin.images.projector import Projector
+from cryoforum_plugin.simulation.volume import low_pass, read_map, resample
 from cryoforum_plugin.training.reference import Reference, estimate_diameter_A
 
 LOG = logging.getLogger("cryoforum")
 SIMULATED_IMAGES = "simulated images"
 OUTLINE_A = 15.0  # resolution at which a map's outline is looked for
+SYMMETRY_A, SYMMETRY_VIEWS, SMALLEST_SYMMETRY = 15.0, 20, 0.8  # mean correlation of Fourier shells
 OFF_CENTRE = 0.1  # of the diameter
 
 
@@ -93,6 +98,30 @@ def diameter_of(shown: ShownMap, given_A: float | None) -> float:
         )
     _warn_off_centre(outline, diameter_A)
     return diameter_A
+
+
+def check_symmetry(shown: ShownMap, symmetry: str) -> None:
+    """Raise ImageStackError if a map is not the same from views that the point group makes equivalent."""
+    group = torch.from_numpy(symmetry_group(symmetry)).float()
+    n = len(shown.volume)
+    size = min(n, max(16, 2 * round(shown.side_A / SYMMETRY_A)))
+    small_A = shown.side_A / size
+    projector = Projector(resample(shown.volume, shown.pixel_size_A, size, small_A), small_A)
+    views = random_quaternions(SYMMETRY_VIEWS, torch.Generator().manual_seed(0))
+    own = projector.slices(roma.unitquat_to_rotmat(views))
+    power = radial_sum(own.abs().square()).sum(0)
+    worst = 1.0
+    for copy in group[1:]:
+        turned = projector.slices(roma.unitquat_to_rotmat(roma.quat_product(copy.expand_as(views), views)))
+        of_turned = radial_sum(turned.abs().square()).sum(0)
+        shells = radial_sum((own * turned.conj()).real).sum(0) / (power * of_turned).sqrt().clamp(min=1e-30)
+        worst = min(worst, float(shells[1 : size // 2].mean()))
+    if worst < SMALLEST_SYMMETRY:
+        raise ImageStackError(
+            f"{shown.source}: the map does not have the symmetry {symmetry}: turned by one of its operators it "
+            f"correlates {worst:.2f} with itself, to {SYMMETRY_A:.0f} A; give it with the axes where RELION has them, or "
+            "another --symmetry"
+        )
 
 
 def check_holds(shown: ShownMap, diameter_A: float) -> None:

@@ -13,9 +13,11 @@ import pytest
 import torch
 from blobs import blob_positions, blob_volume
 from chain import TINY, cryoforum, simulate, succeed, write_blob_map
+from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin import formats
 from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.fourier import shell_index
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader, write_stack
@@ -25,7 +27,7 @@ from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
 from cryoforum_plugin.simulation.volume import low_pass
 from cryoforum_plugin.training.map_alone import make_particles
-from cryoforum_plugin.training.shown_map import ShownMap, diameter_of, read_shown_map
+from cryoforum_plugin.training.shown_map import ShownMap, check_symmetry, diameter_of, read_shown_map
 from cryoforum_plugin.training.unaligned import Spectra, fit_contrast, map_power, measure_spectra
 
 SIZE, PIXEL_A, DIAMETER_A = 48, 4.0, 110.0
@@ -132,6 +134,17 @@ def test_the_diameter_is_that_of_the_density() -> None:
     assert outermost_A < diameter_of(alone, None) < outermost_A + 10 * PIXEL_A
     with pytest.raises(ImageStackError, match="192 A is smaller than the particle of 300 A"):
         diameter_of(alone, 300.0)
+
+
+@pytest.mark.parametrize("symmetry", ["C3", "D2"])
+def test_a_map_is_held_to_its_symmetry(symmetry: str) -> None:
+    group = symmetry_group(symmetry)
+    positions = blob_positions(6, 7.0, seed=4)
+    copies = np.concatenate([Rotation.from_quat(q).apply(positions) for q in group])
+    check_symmetry(ShownMap(Path("map.mrc"), blob_volume(copies, SIZE), PIXEL_A, ""), symmetry)
+    turned = Rotation.from_euler("y", 30, degrees=True).apply(copies)
+    with pytest.raises(ImageStackError, match=f"does not have the symmetry {symmetry}"):
+        check_symmetry(ShownMap(Path("map.mrc"), blob_volume(turned, SIZE), PIXEL_A, ""), symmetry)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +271,7 @@ def write_map(path: Path, data: np.ndarray, voxel_A: float) -> None:
         ("empty", [], "the map is empty"),
         ("good", ["--diameter", "200"], "box of 160 A is smaller than the particle of 200 A"),
         ("good", ["--map-pixel-size", "10", "--diameter", "300"], "show 160 A, but the particle of"),
+        ("good", ["--symmetry", "C2"], "does not have the symmetry C2: turned by one of its operators"),
         ("good", ["--preset", "paper"], "needs training.simulated 0"),
     ],
 )
