@@ -119,6 +119,19 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class MapAloneSettings:
+    """Images made from a map where there are no refined particles.
+
+    images : how many are made. centring : s.d. of the particle's place along x and y, fraction of the box.
+    contrast_spread : s.d. of the logarithm of the contrast of validation images.
+    """
+
+    images: int = 4000
+    centring: float = 0.015
+    contrast_spread: float = 0.2
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a training run; written to MODEL_DIR/config.json."""
 
@@ -128,6 +141,7 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    map_alone: MapAloneSettings = field(default_factory=MapAloneSettings)
 
 
 DEFAULT_VIEWS = 2  # test-time views of a prediction: 4 and 8 gain 1 % (docs/benchmarks.md)
@@ -252,6 +266,15 @@ OPTIONS = {  # options that every front end has, and the settings they stand for
     "seed": "training.seed",
     "contrast": "images.contrast",
 }
+
+
+def implied_by_source(simulated_only: bool, alone: bool) -> dict[str, Any]:
+    """{"section.key": value} of a training on simulated images only, perhaps with a map and no refined particle.
+
+    Alone, the images that lend their noise have no spread of contrast of their own: more is drawn in training.
+    """
+    values = {"training.simulated": 1.0} if simulated_only or alone else {}
+    return values | ({"training.noise_range": 1.4} if alone else {})
 
 
 def option_values(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_same_seed_same_model_and_resume_equals_straight_through(
     assert "not finished: run train again with --resume" in refused.stderr
     other = cryoforum("train", star, "-o", model, "--resume", "--quiet", *TINY, "--batch-size", "32")
     assert other.exit_code == 1
-    assert "started with other particles or settings" in other.stderr
+    assert "started with other particles, map or settings" in other.stderr
     succeed("train", star, "-o", model, "--resume", "--quiet", *TINY)
     straight, resumed = (load_model(path, torch.device("cpu")) for path in (chain / "model", model))
     for name, value in straight.network.state_dict().items():

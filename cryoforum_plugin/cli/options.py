@@ -164,8 +164,11 @@ selection_options = options(
 )
 
 
-def training_settings(values: dict[str, Any]) -> Settings:
-    """Settings from the values of `training_options`: preset, then config file, then options, then --set."""
+def training_settings(values: dict[str, Any], implied: dict[str, Any] | None = None) -> Settings:
+    """Settings from the values of `training_options`: preset, then config file, then options, then --set.
+
+    implied : {"section.key": value} of what other options stand for.
+    """
     from cryoforum_plugin.errors import SettingsError
     from cryoforum_plugin.settings import assemble, option_values, parse_assignments, read_config
 
@@ -186,7 +189,8 @@ def training_settings(values: dict[str, Any]) -> Settings:
             "training.validation_fraction": values["validation_fraction"],
             "training.half_sets": values["half_sets"],
             "training.folds": values["folds"],
-        },
+        }
+        | (implied or {}),
         assignments=assignments,
     )
 

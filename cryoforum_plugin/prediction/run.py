@@ -24,7 +24,7 @@ from cryoforum_plugin.prediction.members import assign
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import Advance, progress
-from cryoforum_plugin.refinement.reference import read_reference
+from cryoforum_plugin.refinement.matching import read_reference
 from cryoforum_plugin.refinement.reference_file import read_references
 from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.settings import DEFAULT_VIEWS
@@ -65,6 +65,9 @@ def predict_particles(
     pipeline = _pipeline(model, particles, device, options)
     if (options.contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
+    if model.calibration.get("calibrated_on") == "simulated images":
+        LOG.warning("this model's widths were calibrated on simulated images; on real ones confidence and expected "
+                    "error are as good as the simulation")  # fmt: skip
     chosen, seen = assign(model, particles, pipeline.reader)
     refiners = [refiner_for(member, pipeline, options) for member in model.alone]
     steps = len(particles) + sum(
@@ -109,9 +112,10 @@ def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) 
     if options.refine is False:
         return None
     diameter_A = model.settings.images.diameter_A
-    if options.reference is not None:
-        return Refiner(pipeline, {0: read_reference(options.reference)}, diameter_A, model.settings.symmetry)
     references = read_references(model.directory)
+    if options.reference is not None:
+        given = read_reference(options.reference, references.get(0), diameter_A)
+        return Refiner(pipeline, {0: given}, diameter_A, model.settings.symmetry)
     if references:
         return Refiner(pipeline, references, diameter_A, model.settings.symmetry)
     if options.refine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.fsc import smooth_to_zero
-from cryoforum_plugin.simulation.volume import read_map
 from cryoforum_plugin.training.reference import build_reference
 
 LOG = logging.getLogger("cryoforum")
@@ -67,12 +65,6 @@ def from_map(volume: Tensor, pixel_size_A: float, resolution_A: float | None = N
         belief[torch.arange(n // 2 + 1) > n * pixel_size_A / resolution_A] = 0
     belief[-1] = 0
     return ReferenceMap(volume.float(), belief, pixel_size_A, absolute=False)
-
-
-def read_reference(path: Path) -> ReferenceMap:
-    """Read a map that the user gives to refine against. Raises ImageStackError as `read_map`."""
-    volume, pixel_size_A = read_map(path)
-    return from_map(volume, pixel_size_A)
 
 
 def whole_images(pipeline: ImagePipeline, size_px: int) -> ImagePipeline:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cryoforum_plugin.errors import ParticleFileError
+from cryoforum_plugin.errors import ParticleFileError, SettingsError
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.settings import TrainingSettings
 
@@ -23,11 +23,18 @@ class Member:
     half_set: int
 
 
-def plan_members(particles: ParticleSet, settings: TrainingSettings) -> tuple[list[Member], str]:
+def plan_members(
+    particles: ParticleSet, settings: TrainingSettings, map_alone: bool = False
+) -> tuple[list[Member], str]:
     """Decide which models are trained on which rows, and say it in a line.
 
-    Raises ParticleFileError where half sets are asked for and not there, or too small.
+    map_alone : nothing is learned from the particles. Raises ParticleFileError where half sets are asked for and
+    not there, or too small, SettingsError where there are no particles to divide.
     """
+    if map_alone:
+        if settings.half_sets or settings.folds > 1:
+            raise SettingsError("half sets and folds divide refined particles; a map alone has none")
+        return [Member("", np.arange(len(particles)), 0)], "one model, of a map"
     halves, note = _halves(particles, settings.half_sets)
     members = []
     for half, rows in halves:
