@@ -44,6 +44,7 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     from cryoforum_plugin.prediction.members import ready
     from cryoforum_plugin.prediction.run import predict_particles
 
+    choices = prediction_choices(options)
     for path in (*formats.files_of(output), options["json_file"]):
         if path is not None:
             check_file(path, options["overwrite"])
@@ -57,7 +58,7 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
         table,
         device,
         choose_precision(options["precision"], device),
-        prediction_choices(options),
+        choices,
     )
     seconds = time.monotonic() - start
     formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])

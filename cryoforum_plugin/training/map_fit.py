@@ -21,7 +21,7 @@ LOG = logging.getLogger("cryoforum")
 BELIEVED = 0.5  # FSC of the half maps down to which shells are compared
 FEWEST_SHELLS = 3
 SMALLEST_FIT = 0.5  # mean correlation over those shells of a map that is taken
-CLEARLY_BETTER = 0.05
+CLEARLY_BETTER, PERHAPS_BETTER = 0.05, 0.01
 SCALES = (0.9, 0.92, 0.94, 0.96, 0.98, 1.02, 1.04, 1.06, 1.08, 1.1)
 
 
@@ -137,6 +137,8 @@ def _check_fit(shown: ShownMap, reference: Reference, last: int) -> None:
     where = f"{shown.source} does not fit the reference rebuilt from the particles"
     if better > direct + CLEARLY_BETTER and better >= SMALLEST_FIT:
         raise ImageStackError(f"{where}: {change.what} fits better ({figures}); {change.advice}")
+    if direct >= SMALLEST_FIT and better > direct + PERHAPS_BETTER:
+        LOG.warning("%s: %s fits a little better (%s)", shown.source, change.what, figures)
     if direct < SMALLEST_FIT:
         raise ImageStackError(
             f"{where}: mean correlation {direct:.2f} to {side_A / last:.0f} A ({better:.2f} at best, mirrored, turned, "
@@ -172,7 +174,7 @@ def _changed(
         pixel_A = shown.pixel_size_A * scale
         volume = resample(shown.volume, pixel_A, len(found), grid_A)
         text = f"the map with {pixel_A:.3f} A a voxel instead of {shown.pixel_size_A:.3f} A"
-        yield _Change(text, "correct it with --map-pixel-size"), volume
+        yield _Change(text, "correct the pixel size in its header"), volume
     shift = _best_shift(average, found)
     x, y, z = (float(value) * grid_A for value in reversed(shift))
     moved = found.roll(shift, (0, 1, 2))
