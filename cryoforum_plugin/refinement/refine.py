@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 import roma
@@ -22,7 +24,8 @@ from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, whiten
 
-BATCH = 128
+POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**23}  # Fourier points of a batch; each needs about 300 bytes
+LARGEST_BATCH = 1024
 NOISE_IMAGES = 500
 SURE_DEG = 6.0  # posteriors narrower than this get one start
 STARTS = 6  # of unsure particles
@@ -75,6 +78,7 @@ class Refiner:
         self.finest_A, self.diameter_A, self.symmetry = finest_A, diameter_A, symmetry
         self._against: dict[tuple[int, float], _Against] = {}
         self._noise: dict[tuple[int, float], Tensor] = {}
+        self._reading = Lock()  # a reader opens and closes stacks
 
     def refine(
         self, rows: IntArray, raw: RawPrediction, advance: Advance, search: bool = True
@@ -91,15 +95,61 @@ class Refiner:
             "gain": torch.full((len(rows),), torch.nan, dtype=torch.double),
         }
         usable = ~raw.unusable.numpy()
+
+        def work(key: tuple[int, float], part: IntArray) -> tuple[IntArray, dict[str, Tensor]]:
+            return part, self._batch(key, rows[part], raw.bingham[part], raw.shift_A[part], search)
+
+        for part, found in self._shared(work, self._parts(rows, usable)):
+            for name, values in found.items():
+                fields[name][part] = values.to(fields[name])
+            advance(len(part), "")
+        advance(int((~usable).sum()), "")
+        return replace(raw, **fields)
+
+    def _parts(self, rows: IntArray, usable: np.ndarray) -> list[tuple[tuple[int, float], IntArray]]:
+        """Batches: what they meet (see `_groups`), and their places among `rows`."""
+        parts = []
         for key, chosen in self._groups(rows):
             places = np.flatnonzero(chosen & usable)
-            for part in np.array_split(places, max(1, math.ceil(len(places) / BATCH))):
-                if len(part):
-                    found = self._batch(key, rows[part], raw.bingham[part], raw.shift_A[part], search)
-                    for name, values in found.items():
-                        fields[name][part] = values.to(fields[name])
-                advance(len(part), "")
-        return replace(raw, **fields)
+            size = self._batch_size(key)
+            parts += [(key, places[start : start + size]) for start in range(0, len(places), size)]
+        return parts
+
+    def _shared(
+        self,
+        work: Callable[[tuple[int, float], IntArray], tuple[IntArray, dict[str, Tensor]]],
+        parts: list[tuple[tuple[int, float], IntArray]],
+    ) -> Iterator[tuple[IntArray, dict[str, Tensor]]]:
+        """Do the batches, on a CPU one to a core: they are many small steps, which gain little from sharing each.
+
+        The first one of each reference comes alone: it measures noise and contrast.
+        """
+        new = [(key, number) for number, (key, _) in enumerate(parts) if key not in self._against]
+        first = dict(reversed(new))
+        for number in first.values():
+            yield work(*parts[number])
+        rest = [part for number, part in enumerate(parts) if number not in first.values()]
+        cores = torch.get_num_threads()
+        if self.device.type != "cpu" or cores == 1:
+            yield from (work(*part) for part in rest)
+            return
+        try:
+            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(lambda part: work(*part), rest)
+        finally:
+            torch.set_num_threads(cores)
+
+    def _batch_size(self, key: tuple[int, float]) -> int:
+        """How many images at once: a batch's Fourier points stay in a CPU's caches, or in a GPU's memory."""
+        n = self.pipeline.box.resampled_px(self.pipeline.box_px, key[1])
+        points = math.pi / 2 * min(n / 2, n * self._pixel_A(key[1]) / self.finest_A) ** 2
+        budget = POINTS_AT_ONCE.get(self.device.type, 2**18)
+        return max(8, min(LARGEST_BATCH, int(budget / max(points, 1))))
+
+    def _pixel_A(self, size_A: float) -> float:
+        """Pixel size of working images whose originals have `size_A`."""
+        even_px = self.pipeline.box_px - self.pipeline.box_px % 2
+        return even_px * size_A / self.pipeline.box.resampled_px(self.pipeline.box_px, size_A)
 
     def _groups(self, rows: IntArray) -> list[tuple[tuple[int, float], np.ndarray]]:
         """(half set of the reference, pixel size of the originals) and which of the rows they are for."""
@@ -116,7 +166,7 @@ class Refiner:
         self, key: tuple[int, float], rows: IntArray, bingham: Tensor, shift_A: Tensor, search: bool
     ) -> dict[str, Tensor]:
         """What is found of one batch, by field of RawPrediction."""
-        pixel_A = float(self.pipeline.sampling_A(rows[:1])[0])
+        pixel_A = self._pixel_A(key[1])
         against = self._met(key, pixel_A)
         solver = against.solver
         observed = self._observe(key, rows, solver.points, against.error)
@@ -187,7 +237,9 @@ class Refiner:
     ) -> Observed:
         """Whitened transforms of `rows` at the points."""
         particles, n = self.pipeline.particles, points.box_px
-        images = self.pipeline.working(rows, None, self.pipeline.read(rows))
+        with self._reading:
+            originals = self.pipeline.read(rows)
+        images = self.pipeline.working(rows, None, originals)
         transforms = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
         ctf = None
         if particles.ctf is not None:
@@ -201,11 +253,13 @@ class Refiner:
         if key not in self._noise:
             particles = self.pipeline.particles
             rows = np.flatnonzero((particles.optics_group == group) & (particles.pixel_size_A == size_A))
-            pixel_A = float(self.pipeline.sampling_A(rows[:1])[0])
+            pixel_A = self._pixel_A(size_A)
             rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), NOISE_IMAGES)).astype(int)]
             total, count = torch.zeros(0), 0
             for of_batch in self.pipeline.batches(rows):
-                images = self.pipeline.working(of_batch, None, self.pipeline.read(of_batch))
+                with self._reading:
+                    originals = self.pipeline.read(of_batch)
+                images = self.pipeline.working(of_batch, None, originals)
                 images = images[torch.isfinite(images.sum((1, 2)))]
                 radius_px = (
                     images.shape[-1] * 0.45 if self.diameter_A is None else self.diameter_A / 2 / pixel_A
