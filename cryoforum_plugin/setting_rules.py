@@ -71,6 +71,7 @@ def check(settings: Settings) -> None:
             "the weights of section loss must not be negative, nor infinite",
         ),
         (0 < loss.shift < math.inf, "loss.shift must be positive: predicted shifts recentre the images"),
+        (0 <= loss.outliers <= 0.5, "loss.outliers must be 0 to 0.5"),
         (sum(terms) > 0, "one of loss.likelihood, loss.geodesic and loss.chordal must be above 0"),
         (
             loss.distance == 0 or training.branches != "single",
@@ -85,6 +86,11 @@ def check(settings: Settings) -> None:
         (network.channels >= 1, "network.channels must be at least 1"),
         (network.features >= 1, "network.features must be at least 1"),
         (network.hidden >= 1, "network.hidden must be at least 1"),
+        (1 <= network.modes <= 4, "network.modes must be 1 to 4"),
+        (
+            network.modes == 1 or (network.encoder == "polar" and loss.likelihood > 0),
+            "network.modes above 1 needs network.encoder polar and a loss.likelihood above 0",
+        ),
         (0 <= network.final_convolutions <= 2, "network.final_convolutions must be 0 to 2"),
         (0 <= network.dropout < 1, "network.dropout must be 0 to below 1"),
     ]

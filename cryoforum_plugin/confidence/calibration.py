@@ -26,6 +26,8 @@ class RawPrediction:
     """Network answers before calibration; rows that could not be read are NaN.
 
     bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
+    modes : `(n, k, 10)`, log_weight : `(n, k)`, of a network with k > 1 hypotheses, the heaviest, which is
+    `bingham`, first; None with one.
     """
 
     bingham: Tensor
@@ -33,6 +35,8 @@ class RawPrediction:
     shift_sd_A: Tensor
     features: Tensor
     unusable: Tensor
+    modes: Tensor | None = None
+    log_weight: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings, TrainingSettings
 from cryoforum_plugin.training.batches import Batch, BatchMaker
+from cryoforum_plugin.training.label_noise import LabelNoise
 from cryoforum_plugin.training.losses import (
     curriculum,
     distance_loss,
+    label_negative_log_likelihood,
     orientation_loss,
     shift_negative_log_likelihood,
 )
@@ -39,7 +41,10 @@ CHECKPOINT_SECONDS = 20.0  # writing a large network after every short epoch wou
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A row of metrics.csv; losses are the weighted terms of single images, seconds since the start."""
+    """A row of metrics.csv; losses are the weighted terms of single images, seconds since the start.
+
+    wrong_labels : the part of the particles' labels that are taken for wrong.
+    """
 
     epoch: int
     train_loss: float
@@ -48,6 +53,7 @@ class EpochMetrics:
     validation_mean_deg: float
     learning_rate: float
     seconds: float
+    wrong_labels: float
 
 
 class Trainer:
@@ -84,6 +90,7 @@ class Trainer:
             cycle_momentum=self.settings.cycle_momentum,
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
+        self.label_noise = LabelNoise(self.loss.outliers if self.loss.likelihood else 0.0, fabric)
         self.metrics: list[EpochMetrics] = []
         self.best: dict[str, Tensor] = {}
 
@@ -103,10 +110,13 @@ class Trainer:
             torch.manual_seed(seed)  # dropout
             self._set_training(epoch)
             train_loss = self._epoch(epoch, advance)
-            loss, median, mean = validate(self.network, self.validation, self.labels, self.all_settings)
+            wrong = self.label_noise.weight
+            loss, median, mean = validate(
+                self.network, self.validation, self.labels, self.all_settings, wrong
+            )
             rate = float(self.schedule.get_last_lr()[0])
             self.metrics.append(
-                EpochMetrics(epoch, train_loss, loss, median, mean, rate, time.monotonic() - start)
+                EpochMetrics(epoch, train_loss, loss, median, mean, rate, time.monotonic() - start, wrong)
             )
             if loss <= min(row.validation_loss for row in self.metrics):
                 self.best = {k: v.detach().cpu().clone() for k, v in self.network.module.state_dict().items()}
@@ -115,8 +125,9 @@ class Trainer:
                 self.save()
                 written = time.monotonic()
             LOG.info(
-                "epoch %d/%d: train loss %.3f, validation loss %.3f, median %.2f deg, mean %.2f deg",
-                epoch, self.epochs, train_loss, loss, median, mean,
+                "epoch %d/%d: train loss %.3f, validation loss %.3f, median %.2f deg, mean %.2f deg, "
+                "wrong labels %.1f %%",
+                epoch, self.epochs, train_loss, loss, median, mean, 100 * wrong,
             )  # fmt: skip
             advance(0, f"validation median {median:.2f}°")
         return self.best
@@ -157,7 +168,11 @@ class Trainer:
         """Loss of a batch after part `done` of the training, and its terms of single orientations."""
         output = self.network(batch.images)
         known, equivalent = self.labels.of(batch.rotation), self.labels.equivalent
-        orientation = orientation_loss(output.bingham, known, equivalent, self.loss).mean()
+        likelihood = None
+        if self.loss.likelihood:
+            nll = label_negative_log_likelihood(output, known, equivalent)
+            likelihood = self.label_noise(nll, batch.exact)
+        orientation = orientation_loss(output.bingham, known, equivalent, self.loss, likelihood).mean()
         single, pairwise = curriculum(done) if self.loss.curriculum else (1.0, 1.0)
         loss = single * orientation
         if self.loss.distance:
@@ -197,6 +212,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "metrics": rows,
+            "wrong_labels": self.label_noise.weight,
         }
         write_tensors(self.checkpoint / "last.pt", state)
         with (
@@ -217,6 +233,7 @@ class Trainer:
             self.network.module.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
+            self.label_noise.weight = float(state["wrong_labels"])
             self.best, self.metrics = state["best"], [EpochMetrics(**row) for row in state["metrics"]]
         except Exception as error:
             raise ModelError(
