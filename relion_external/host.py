@@ -26,6 +26,8 @@ SCALARS = {  # label: field of Prediction
     "cryoforumTrace": "trace",
     "cryoforumOutlierScore": "outlier_score",
 }
+ALTERNATIVE = tuple(f"cryoforumAlternative{name}" for name in ("Rot", "Tilt", "Psi"))
+ALTERNATIVE_WEIGHT = "cryoforumAlternativeWeight"
 BINGHAM = tuple(f"cryoforumBingham{i}" for i in range(1, 11))
 PRIORS = ("rlnAngleRotPrior", "rlnAngleTiltPrior", "rlnAnglePsiPrior")
 _VOLUME_LABELS = ("rlnCtfImage", "rlnCoordinateZ", "rlnOriginZAngst", "rlnOriginZ", "rlnTomoParticleName")

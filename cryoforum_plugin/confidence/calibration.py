@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats.mstats import hdquantiles
 from torch import Tensor
 
+from cryoforum_plugin.geometry import angular_distance
 from cryoforum_plugin.particles import FloatArray, Prediction
 from cryoforum_plugin.posterior import credible_radius, gaps, matrix_from_upper, mode, summarise
+from cryoforum_plugin.posterior.sampling import summarise_mixture
 
 TARGET_DEG = 5.0  # the confidence is the probability of an error below this
 LEVEL = 0.9
 LARGEST_LOG_FACTOR = 14.0
+ALTERNATIVE = 0.1  # weight above which a further hypothesis is reported
+ALTERNATIVE_DEG = 10.0  # nearer ones are the same
 
 LOG = logging.getLogger("cryoforum")
 
@@ -38,6 +43,11 @@ class RawPrediction:
     modes: Tensor | None = None
     log_weight: Tensor | None = None
 
+    def __getitem__(self, rows: Any) -> RawPrediction:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {k: None if v is None else v[rows] for k, v in values.items()}
+        return RawPrediction(**chosen)
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -51,14 +61,31 @@ class Calibration:
     shift: float
 
 
-def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> float:
+def radii(raw: RawPrediction, width: float, level: float) -> FloatArray:
+    """Radius `(n,)` rad of the ball about the mode that holds `level` of the posterior with its width factor."""
+    if raw.modes is None:
+        return _radii(raw.bingham * width, None, level)
+    return _radii(raw.modes * width, raw.log_weight, level)
+
+
+def _radii(bingham: Tensor, log_weight: Tensor | None, level: float) -> FloatArray:
+    if log_weight is None:
+        return credible_radius(bingham, level).numpy()
+    return summarise_mixture(bingham, log_weight, 0.0, level)[:, 2].numpy()
+
+
+def fit_width(
+    bingham: Tensor, error_rad: FloatArray, level: float = LEVEL, log_weight: Tensor | None = None
+) -> float:
     """Factor of A `(n, 10)` with which the `level` credible ball holds `level` of the errors `(n,)`.
+
+    With log_weight `(n, k)`, bingham is `(n, k, 10)`, and the balls are those of the mixture.
 
     Solves for the factor at which the `level` quantile (Harrell-Davis) of error / radius is 1.
     """
 
     def excess(log_factor: float) -> float:
-        radius = credible_radius(bingham * math.exp(log_factor), level).numpy()
+        radius = _radii(bingham * math.exp(log_factor), log_weight, level)
         return float(hdquantiles(error_rad / radius, prob=[level])[0]) - 1.0
 
     low, high = -LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR
@@ -73,7 +100,8 @@ def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> f
 def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) -> Calibration:
     """Fit both factors on held-out rows: errors `(n,)` rad of the mode, shift errors `(n, 2)` Å."""
     ratio = np.square(shift_error_A) / np.square(raw.shift_sd_A.double().numpy())[:, None]
-    return Calibration(fit_width(raw.bingham, error_rad), float(np.sqrt(ratio.mean())))
+    bingham = raw.bingham if raw.modes is None else raw.modes
+    return Calibration(fit_width(bingham, error_rad, LEVEL, raw.log_weight), float(np.sqrt(ratio.mean())))
 
 
 def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: FloatArray) -> Prediction:
@@ -83,8 +111,15 @@ def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: Floa
     safe = torch.where(usable[:, None], bingham, torch.zeros_like(bingham))
     matrix = matrix_from_upper(safe)
     g = gaps(matrix)
-    summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
     rotation = mode(matrix)
+    other, other_weight = rotation, torch.zeros(len(rotation), dtype=torch.float64)
+    if raw.modes is None or raw.log_weight is None:
+        summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
+    else:
+        modes = raw.modes.double().nan_to_num(0.0) * calibration.width
+        log_weight = raw.log_weight.double().nan_to_num(-math.log(raw.modes.shape[1]))
+        summary = summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), LEVEL)
+        other, other_weight = best_alternative(modes, log_weight)
 
     def column(values: Tensor) -> FloatArray:
         blank = usable.view(-1, *[1] * (values.ndim - 1))
@@ -102,4 +137,21 @@ def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: Floa
         trace=column(-g.sum(1)),
         bingham=column(bingham),
         outlier_score=np.where(usable.numpy(), outlier_score, np.nan),
+        alternative_rotation=None if raw.modes is None else column(other),
+        alternative_weight=None if raw.modes is None else column(other_weight),
     )
+
+
+def best_alternative(modes: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation `(n, 4)` and weight `(n,)` of the heaviest mode that is another than the first.
+
+    modes : `(n, k, 10)`, the heaviest first; log_weight : `(n, k)`. Modes lighter than ALTERNATIVE, or nearer than
+    ALTERNATIVE_DEG to the first, are none: then the first mode's rotation, and weight 0.
+    """
+    rotation = mode(matrix_from_upper(modes))
+    apart = angular_distance(rotation, rotation[:, :1]) > math.radians(ALTERNATIVE_DEG)
+    weight = torch.where(apart, log_weight.exp(), 0.0)
+    weight = torch.where(weight > ALTERNATIVE, weight, 0.0)
+    heaviest, place = weight.max(dim=1)
+    place = torch.where(heaviest > 0, place, 0)
+    return rotation[torch.arange(len(rotation)), place], heaviest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,9 @@ class NetworkOutput(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> NetworkOutput:
         """Apply `function` to each tensor that is there."""
-        return NetworkOutput(*(None if part is None else function(part) for part in self))
+        parts: dict[str, Tensor | None] = self._asdict()
+        found: dict[str, Any] = {k: None if part is None else function(part) for k, part in parts.items()}
+        return self._replace(**found)
 
 
 def heaviest(modes: Tensor, log_weight: Tensor) -> Tensor:

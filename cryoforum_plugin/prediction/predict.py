@@ -19,7 +19,7 @@ from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.encoder import fused_for_inference
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import IntArray
-from cryoforum_plugin.posterior import upper_from_matrix
+from cryoforum_plugin.posterior import align_to_copy, mode, upper_from_matrix
 from cryoforum_plugin.posterior.mixture import heaviest_first
 from cryoforum_plugin.prediction.views import predict_views
 from cryoforum_plugin.progress import Advance
@@ -76,7 +76,7 @@ class Predictor:
             start_A[far] = (start_A + found_A)[far].clamp(-limit_A[far, None], limit_A[far, None])
             again = self._forward(self.pipeline.working(rows[far], start_A[far].numpy(), originals[far]))
             for old, new in zip(output, again, strict=True):
-                if old is not None:
+                if old is not None and new is not None:
                     old[far] = new
             found_A[far] = again.shift.double().cpu() * side_A[far, None]
         if self.views > 1:  # all views of the centred image: the network sees those best
@@ -90,14 +90,17 @@ class Predictor:
         first = tuple(_blank(part, bad) for part in parts)
         if output.modes is None or output.log_weight is None:
             return (*first, bad, None, None)
-        modes, log_weight = heaviest_first(upper_from_matrix(output.modes).cpu(), output.log_weight.cpu())
-        return (*first, bad, _blank(modes, bad), _blank(log_weight, bad))
+        modes, log_weight = heaviest_first(output.modes, output.log_weight)
+        if len(self.group) > 1:  # a copy of the heaviest is no alternative
+            heaviest = mode(modes[:, :1]).expand(-1, modes.shape[1], -1).flatten(0, 1)
+            modes = align_to_copy(modes.flatten(0, 1), heaviest, self.group).view_as(modes)
+        return (*first, bad, _blank(upper_from_matrix(modes).cpu(), bad), _blank(log_weight.cpu(), bad))
 
     def _forward(self, images: Tensor) -> NetworkOutput:
         """Finish working images `(b, n, n)` and predict; only the network's body may run in bfloat16."""
         images = finish(images, self.model.settings.images.preprocessing)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.network(images)
+            output: NetworkOutput = self.network(images)
         return output.map(Tensor.float)
 
 

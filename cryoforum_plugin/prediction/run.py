@@ -73,8 +73,8 @@ def predict_particles(
 
 
 def _joined(parts: list[Prediction]) -> Prediction:
-    values = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prediction)}
-    return Prediction(**values)
+    known = [field.name for field in fields(Prediction) if getattr(parts[0], field.name) is not None]
+    return Prediction(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in known})
 
 
 def _pipeline(

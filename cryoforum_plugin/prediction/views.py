@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +57,13 @@ def predict_views(
         outputs.append(output._replace(shift=_undo(output.shift, turn, flip)))
     if views == 1:
         return NetworkOutput(*outputs[0])
-    means = (None if part[0] is None else torch.stack(part).mean(0) for part in zip(*outputs, strict=True))
-    mean = NetworkOutput(*means)._replace(features=outputs[0].features)  # outliers are ranked by single views
+    parts = [dict(output._asdict()) for output in outputs]
+    means: dict[str, Any] = {
+        name: None if part is None else torch.stack([other[name] for other in parts]).mean(0)
+        for name, part in parts[0].items()
+    }
+    means["features"] = outputs[0].features  # the outlier score is ranked against single views
+    mean = outputs[0]._replace(**means)
     if mean.modes is None or mean.log_weight is None:
         return mean
     log_weight = mean.log_weight.log_softmax(1)

@@ -52,8 +52,8 @@ class EpochMetrics:
     validation_median_deg: float
     validation_mean_deg: float
     learning_rate: float
-    seconds: float
     wrong_labels: float
+    seconds: float
 
 
 class Trainer:
@@ -116,7 +116,7 @@ class Trainer:
             )
             rate = float(self.schedule.get_last_lr()[0])
             self.metrics.append(
-                EpochMetrics(epoch, train_loss, loss, median, mean, rate, time.monotonic() - start, wrong)
+                EpochMetrics(epoch, train_loss, loss, median, mean, rate, wrong, time.monotonic() - start)
             )
             if loss <= min(row.validation_loss for row in self.metrics):
                 self.best = {k: v.detach().cpu().clone() for k, v in self.network.module.state_dict().items()}

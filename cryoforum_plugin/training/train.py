@@ -31,6 +31,7 @@ from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.calibrate import calibrate
 from cryoforum_plugin.training.loop import Trainer, default_epochs
 from cryoforum_plugin.training.preparation import Prepared, prepare
+from cryoforum_plugin.training.suspects import write_suspects
 from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
@@ -149,6 +150,7 @@ def train(
         for views, found in model.calibration["views"].items():
             LOG.info("validation error with %s views: median %.2f deg, mean %.2f deg",
                      views, found["validation_median_deg"], found["validation_mean_deg"])  # fmt: skip
+        write_suspects(directory, model, prepared, precision, quiet)
         for name in ("metrics.csv", "log.txt"):
             with atomic_file(directory / name, overwrite=True) as temporary:
                 shutil.copyfile(directory / "checkpoint" / name, temporary)
@@ -212,7 +214,8 @@ def _fit(
     with progress("training", (epochs - trainer.epoch) * trainer.steps_per_epoch, quiet) as advance:
         weights = trainer.run(advance)
     network.load_state_dict(weights)
-    return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, {}, {})
+    found: dict[str, Any] = {"wrong_labels": trainer.label_noise.weight}
+    return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, found, {})
 
 
 def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
