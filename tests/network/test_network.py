@@ -50,8 +50,8 @@ def test_head_gradients_in_float64() -> None:
     head = RotationHead(positions=4, features=3, hidden=5).double()
     features = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
 
-    assert gradcheck(lambda x: tuple(head(x)), (features,))
-    sum(part.sum() for part in head(features)).backward()
+    assert gradcheck(lambda x: tuple(head(x)[:4]), (features,))
+    sum(part.sum() for part in head(features)[:4]).backward()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 

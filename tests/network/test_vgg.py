@@ -134,7 +134,7 @@ def test_bfloat16_changes_little(encoder: str, representation: str) -> None:
         network.eval()
         half = network(images)
     full = network(images)
-    assert all(part.dtype == torch.float32 for part in half)
+    assert all(part.dtype == torch.float32 for part in half[:4])
     assert (half.bingham - full.bingham).norm() < 0.1 * full.bingham.norm()
 
 
