@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,38 +55,39 @@ class Calibration:
     """Factors that turn the network's numbers for one number of views into calibrated ones.
 
     width : multiplies A, so that the LEVEL credible ball holds that part of the particles.
-    shift : multiplies the s.d. of the shift.
+    shift : multiplies the s.d. of the shift. weights : power of the weights of several modes.
     """
 
     width: float
     shift: float
+    weights: float = 1.0
+
+    @classmethod
+    def of(cls, figures: Mapping[str, float]) -> Calibration:
+        """Factors of one number of views, as calibration.json holds them."""
+        return cls(figures["width"], figures["shift"], figures.get("weights", 1.0))
 
 
-def radii(raw: RawPrediction, width: float, level: float) -> FloatArray:
-    """Radius `(n,)` rad of the ball about the mode that holds `level` of the posterior with its width factor."""
-    if raw.modes is None:
-        return _radii(raw.bingham * width, None, level)
-    return _radii(raw.modes * width, raw.log_weight, level)
+def radii(raw: RawPrediction, calibration: Calibration, level: float) -> FloatArray:
+    """Radius `(n,)` rad of the ball about the mode that holds `level` of the calibrated posterior."""
+    if raw.modes is None or raw.log_weight is None:
+        return credible_radius(raw.bingham * calibration.width, level).numpy()
+    return summarise_mixture(*scaled(raw.modes, raw.log_weight, calibration), 0.0, level)[:, 2].numpy()
 
 
-def _radii(bingham: Tensor, log_weight: Tensor | None, level: float) -> FloatArray:
-    if log_weight is None:
-        return credible_radius(bingham, level).numpy()
-    return summarise_mixture(bingham, log_weight, 0.0, level)[:, 2].numpy()
+def scaled(modes: Tensor, log_weight: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    """Calibrated modes `(n, k, 10)` and log weights `(n, k)`, float64."""
+    return modes.double() * calibration.width, (log_weight.double() * calibration.weights).log_softmax(1)
 
 
-def fit_width(
-    bingham: Tensor, error_rad: FloatArray, level: float = LEVEL, log_weight: Tensor | None = None
-) -> float:
+def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> float:
     """Factor of A `(n, 10)` with which the `level` credible ball holds `level` of the errors `(n,)`.
-
-    With log_weight `(n, k)`, bingham is `(n, k, 10)`, and the balls are those of the mixture.
 
     Solves for the factor at which the `level` quantile (Harrell-Davis) of error / radius is 1.
     """
 
     def excess(log_factor: float) -> float:
-        radius = _radii(bingham * math.exp(log_factor), log_weight, level)
+        radius = credible_radius(bingham * math.exp(log_factor), level).numpy()
         return float(hdquantiles(error_rad / radius, prob=[level])[0]) - 1.0
 
     low, high = -LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR
@@ -100,8 +102,7 @@ def fit_width(
 def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) -> Calibration:
     """Fit both factors on held-out rows: errors `(n,)` rad of the mode, shift errors `(n, 2)` Å."""
     ratio = np.square(shift_error_A) / np.square(raw.shift_sd_A.double().numpy())[:, None]
-    bingham = raw.bingham if raw.modes is None else raw.modes
-    return Calibration(fit_width(bingham, error_rad, LEVEL, raw.log_weight), float(np.sqrt(ratio.mean())))
+    return Calibration(fit_width(raw.bingham, error_rad), float(np.sqrt(ratio.mean())))
 
 
 def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: FloatArray) -> Prediction:
@@ -116,8 +117,7 @@ def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: Floa
     if raw.modes is None or raw.log_weight is None:
         summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
     else:
-        modes = raw.modes.double().nan_to_num(0.0) * calibration.width
-        log_weight = raw.log_weight.double().nan_to_num(-math.log(raw.modes.shape[1]))
+        modes, log_weight = scaled(raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0), calibration)
         summary = summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), LEVEL)
         other, other_weight = best_alternative(modes, log_weight)
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoforum_plugin.confidence.calibration import Calibration, RawPrediction, calibrated, fit
+from cryoforum_plugin.confidence.calibration import (
+    Calibration,
+    RawPrediction,
+    calibrated,
+    fit,
+    scaled,
+)
 from cryoforum_plugin.geometry import angular_distance_to_group
 from cryoforum_plugin.particles import FloatArray
 from cryoforum_plugin.posterior import matrix_from_upper, mode, negative_log_likelihood
@@ -18,8 +24,8 @@ from cryoforum_plugin.posterior.mixture import mixture_negative_log_likelihood
 from cryoforum_plugin.posterior.wrong_labels import estimate_weight, responsibility, robust
 
 SUSPECT = 0.5  # probability above which a label is implausible
-SURE_DEG = 30.0  # predictions that expect a larger error judge no label
-ROUNDS = 5
+SURE_DEG = 60.0  # predictions that expect a larger error judge no label
+ROUNDS = 10
 _ROWS_AT_ONCE = 16_384
 _LOG_WIDTHS = torch.linspace(-4, 4, 33)
 
@@ -43,18 +49,18 @@ def errors(raw: RawPrediction, rotation: FloatArray, group: Tensor) -> FloatArra
     return angular_distance_to_group(found, torch.from_numpy(rotation), group).numpy()
 
 
-def label_nll(raw: RawPrediction, width: float, rotation: FloatArray, group: Tensor) -> Tensor:
-    """-log p `(n,)` (nat) of poses `(n, 4)` under the posterior with its width factor."""
+def label_nll(raw: RawPrediction, calibration: Calibration, rotation: FloatArray, group: Tensor) -> Tensor:
+    """-log p `(n,)` (nat) of poses `(n, 4)` under the calibrated posterior."""
     parts = []
     for start in range(0, len(rotation), _ROWS_AT_ONCE):
         part, label = raw[slice(start, start + _ROWS_AT_ONCE)], torch.from_numpy(rotation)
         label = label[start : start + _ROWS_AT_ONCE]
         if part.modes is None or part.log_weight is None:
-            matrix = matrix_from_upper(part.bingham.double() * width)
+            matrix = matrix_from_upper(part.bingham.double() * calibration.width)
             parts.append(negative_log_likelihood(matrix, label, group))
         else:
-            modes = matrix_from_upper(part.modes.double() * width)
-            parts.append(mixture_negative_log_likelihood(modes, part.log_weight, label, group))
+            modes, log_weight = scaled(part.modes, part.log_weight, calibration)
+            parts.append(mixture_negative_log_likelihood(matrix_from_upper(modes), log_weight, label, group))
     return torch.cat(parts)
 
 
@@ -66,7 +72,7 @@ def judge(
     start : the part of wrong labels to begin with, 0 = none is wrong. A label is suspect only where the
     prediction is sure of itself: that the network does badly on an image says nothing of its label.
     """
-    nll = label_nll(raw, calibration.width, rotation, group)
+    nll = label_nll(raw, calibration, rotation, group)
     weight = estimate_weight(nll, start)
     probability = responsibility(nll, weight).numpy()
     expected = calibrated(raw, calibration, np.zeros(len(rotation))).expected_error_deg
@@ -83,25 +89,47 @@ def fit_and_judge(
     Begins at the width of largest likelihood, wrong labels allowed: 10 % of wrong labels alone would make the
     90 % balls so wide that nothing is implausible any more.
     """
-    error_rad = errors(raw, rotation, group)
     if start == 0:
-        factors = fit(raw, error_rad, shift_error_A)
+        factors = fit_factors(raw, rotation, shift_error_A, group)
         return factors, judge(raw, factors, rotation, group, start)
     judged = judge(raw, Calibration(_likely_width(raw, rotation, group, start), 1.0), rotation, group, start)
     for _ in range(ROUNDS):
         kept = np.flatnonzero(~judged.suspect)
-        factors = fit(raw[kept], error_rad[kept], shift_error_A[kept])
+        factors = fit_factors(raw[kept], rotation[kept], shift_error_A[kept], group)
         before, judged = judged, judge(raw, factors, rotation, group, start)
         if np.array_equal(before.suspect, judged.suspect):
             break
     return factors, judged
 
 
+def fit_factors(
+    raw: RawPrediction, rotation: FloatArray, shift_error_A: FloatArray, group: Tensor
+) -> Calibration:
+    """Fit the calibration on rows with known poses `(n, 4)`.
+
+    Of several modes, the width is fitted on the one each pose most likely belongs to; their weights are then
+    raised to the power that makes the poses most likely.
+    """
+    if raw.modes is None or raw.log_weight is None:
+        return fit(raw, errors(raw, rotation, group), shift_error_A)
+    label = torch.from_numpy(rotation).unsqueeze(1).expand(-1, raw.modes.shape[1], -1)
+    nll = negative_log_likelihood(matrix_from_upper(raw.modes.double()), label, group)
+    own = (raw.log_weight - nll).argmax(1)
+    single = replace(raw, bingham=raw.modes[torch.arange(len(own)), own], modes=None, log_weight=None)
+    factors = fit(single, errors(single, rotation, group), shift_error_A)
+    powers = torch.linspace(-2, 2, 33).exp().tolist()
+
+    def loss(power: float) -> float:
+        return float(label_nll(raw, replace(factors, weights=power), rotation, group).mean())
+
+    return replace(factors, weights=min(powers, key=loss))
+
+
 def _likely_width(raw: RawPrediction, rotation: FloatArray, group: Tensor, start: float) -> float:
     """Factor of A, on a grid, that makes the labels most likely, wrong ones allowed."""
 
     def loss(log_width: float) -> float:
-        nll = label_nll(raw, math.exp(log_width), rotation, group)
+        nll = label_nll(raw, Calibration(math.exp(log_width), 1.0), rotation, group)
         return float(robust(nll, estimate_weight(nll, start)).mean())
 
     return math.exp(min(_LOG_WIDTHS.tolist(), key=loss))

@@ -54,7 +54,7 @@ def predict_particles(
         check_contrast(pipeline, np.arange(len(particles)), training=False)
     predictor = Predictor(model, pipeline, precision, options.views)
     figures = model.calibration["views"][str(options.views)]
-    factors, outliers = Calibration(figures["width"], figures["shift"]), OutlierModel(**model.outliers)
+    factors, outliers = Calibration.of(figures), OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches
     batch_size = options.batch_size or (64 if device.type == "cpu" else 512)
     parts, rows = [], np.arange(len(particles))

@@ -71,7 +71,7 @@ def _achieved(raw: RawPrediction, judged: Judgement, factors: calibration.Calibr
     The errors are those of all; the coverage leaves out implausible labels, as the fit did.
     """
     error, kept = judged.angle_rad, ~judged.suspect
-    inside = error <= calibration.radii(raw, factors.width, 0.5)
+    inside = error <= calibration.radii(raw, factors, 0.5)
     return {
         "validation_median_deg": float(np.degrees(np.median(error))),
         "validation_mean_deg": float(np.degrees(error.mean())),

@@ -42,7 +42,7 @@ def judge_labels(
         raw = Predictor(model, prepared.pipeline, precision, 1).predict(rows, BATCH, advance)
     figures = model.calibration["views"]["1"]
     group = torch.from_numpy(symmetry_group(model.settings.symmetry))
-    factors = Calibration(figures["width"], figures["shift"])
+    factors = Calibration.of(figures)
     return rows, judge(raw, factors, prepared.particles.require_rotation()[rows], group, start)
 
 
