@@ -82,6 +82,11 @@ def check(settings: Settings) -> None:
             training.augmentation == "full" or training.simulated == 0,
             "training.augmentation noise or none needs training.simulated 0: simulated images are turned and shifted",
         ),
+        (0 <= training.balance_views <= 1, "training.balance_views must be 0 to 1"),
+        (
+            training.balance_views == 0 or training.branches != "siamese",
+            "training.balance_views needs training.branches single or all_pairs: siamese draws pairs",
+        ),
         (training.reference_particles >= 10, "training.reference_particles must be at least 10"),
         (network.channels >= 1, "network.channels must be at least 1"),
         (network.features >= 1, "network.features must be at least 1"),

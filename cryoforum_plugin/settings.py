@@ -92,7 +92,8 @@ class TrainingSettings:
     branches : single; siamese (batches of pairs); all_pairs (every pair of a batch from one pass). For
     siamese, batch_size counts pairs; pairs : random or stratified (equal numbers in bins of distance);
     pair_fraction of all ordered pairs make an epoch, at least 1,024, at most 250,000 or as many as particles. freeze : none, early (first half of the encoder) or encoder keep the weights they
-    start with (see --init-from), for freeze_epochs (None = all).
+    start with (see --init-from), for freeze_epochs (None = all). balance_views : particles are drawn with the
+    density of their viewing direction to the minus this power.
     """
 
     epochs: int | None = None
@@ -115,6 +116,7 @@ class TrainingSettings:
     freeze_epochs: int | None = None
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
+    balance_views: float = 0.0
     seed: int = 1
 
 

@@ -21,6 +21,7 @@ from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings, TrainingSettings
+from cryoforum_plugin.training.balance import view_weights, weighted_rows
 from cryoforum_plugin.training.batches import Batch, BatchMaker
 from cryoforum_plugin.training.label_noise import LabelNoise
 from cryoforum_plugin.training.losses import (
@@ -75,6 +76,7 @@ class Trainer:
         self.labels = Labels(settings.symmetry, settings.loss.symmetry == "asymmetric_unit", fabric.device)
         self.known = self.labels.of(batches.data.rotation).cpu()
         self.count, self.siamese = len(self.known), self.settings.branches == "siamese"
+        self.view_weights = self._view_weights()
         images_per_step = self.settings.batch_size * fabric.world_size * (2 if self.siamese else 1)
         self.steps_per_epoch = max(1, epoch_images(self.count, self.settings) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -93,6 +95,13 @@ class Trainer:
         self.label_noise = LabelNoise(self.loss.outliers if self.loss.likelihood else 0.0, fabric)
         self.metrics: list[EpochMetrics] = []
         self.best: dict[str, Tensor] = {}
+
+    def _view_weights(self) -> Tensor | None:
+        """How often each particle is drawn, None = all alike."""
+        if self.settings.balance_views == 0:
+            return None
+        mirrored = self.settings.augmentation == "full"
+        return view_weights(self.known, self.labels.group, mirrored, self.settings.balance_views)
 
     @property
     def epoch(self) -> int:
@@ -143,7 +152,7 @@ class Trainer:
     def _rows(self) -> list[Tensor]:
         """Training rows of the steps of one epoch.
 
-        Images: permutations of the particles, as many as it takes. Pairs: the first of each, then the second.
+        Images: permutations of the particles, as many as it takes, or draws that favour rare views. Pairs: the first of each, then the second.
         """
         needed, generator = self.steps_per_epoch * self.settings.batch_size, self.batches.generator
         if self.siamese:
@@ -152,6 +161,9 @@ class Trainer:
             else:
                 pairs = random_pairs(self.count, needed, generator)
             return [step.T.flatten() for step in pairs.split(self.settings.batch_size)]
+        if self.view_weights is not None:
+            drawn = weighted_rows(self.view_weights, needed, generator)
+            return list(drawn.split(self.settings.batch_size))
         rounds = -(-needed // self.count)
         order = [torch.randperm(self.count, generator=self.batches.generator) for _ in range(rounds)]
         return list(torch.cat(order)[:needed].split(self.settings.batch_size))
