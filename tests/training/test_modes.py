@@ -97,29 +97,6 @@ def test_two_modes_hold_a_pseudo_symmetric_particle_better_than_one(folder: Path
     assert two.confidence.mean() == pytest.approx((first < 5).mean(), abs=0.15)
 
 
-def test_the_alternative_goes_through_a_table(folder: Path, tmp_path: Path) -> None:
-    *_, found = predict(folder, 2)
-    particles = test_set(folder)
-    for suffix in ("star", "cs"):
-        path = tmp_path / f"a.{suffix}"
-        if suffix == "cs":
-            particles = formats.read_particles(tmp_path / "a.star")
-            from cryosparc_job.particles import read_particles, write_particles
-
-            write_particles(particles, path, found, data_root=folder / "sim")
-            again = read_particles(path, folder / "sim").prediction
-        else:
-            formats.write_particles(particles, path, found)
-            again = formats.read_particles(path).prediction
-        np.testing.assert_allclose(again.alternative_weight, found.alternative_weight, atol=1e-6)
-        assert errors_deg(again.alternative_rotation, found.alternative_rotation).max() < 1e-3
-    # a prediction that knows no alternatives takes old ones back
-    table = formats.read_particles(tmp_path / "a.star")
-    *_, single = predict(folder, 1)
-    formats.write_particles(table, tmp_path / "b.star", single)
-    assert (formats.read_particles(tmp_path / "b.star").prediction.alternative_weight == 0).all()
-
-
 def test_a_network_starts_only_from_one_with_as_many_modes(folder: Path, tmp_path: Path) -> None:
     result = cryoforum(
         "train", folder / "sim" / "train.star", "-o", tmp_path / "m", *TINY, "--init-from", folder / "2",
