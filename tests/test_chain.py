@@ -25,6 +25,7 @@ MODEL_FILES = {
     "report.html",
     "log.txt",
     "reference.mrc",
+    "suspect_labels.csv",
     "checkpoint",
 }
 

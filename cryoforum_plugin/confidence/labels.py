@@ -43,6 +43,11 @@ class Judgement:
     weight: float
 
 
+def _most(start: float) -> float:
+    """Largest part of wrong labels to believe in, where `start` was learned: else a bad network explains all so."""
+    return min(0.5, 2 * start)
+
+
 def errors(raw: RawPrediction, rotation: FloatArray, group: Tensor) -> FloatArray:
     """Angles `(n,)` rad between the modes and the known poses `(n, 4)`, modulo `group` `(g, 4)`."""
     found = mode(matrix_from_upper(raw.bingham.double()))
@@ -73,7 +78,7 @@ def judge(
     prediction is sure of itself: that the network does badly on an image says nothing of its label.
     """
     nll = label_nll(raw, calibration, rotation, group)
-    weight = estimate_weight(nll, start)
+    weight = estimate_weight(nll, start, _most(start))
     probability = responsibility(nll, weight).numpy()
     expected = calibrated(raw, calibration, np.zeros(len(rotation))).expected_error_deg
     assert expected is not None
@@ -87,7 +92,7 @@ def fit_and_judge(
     """Fit the calibration on held-out rows without those whose labels it makes implausible.
 
     Begins at the width of largest likelihood, wrong labels allowed: 10 % of wrong labels alone would make the
-    90 % balls so wide that nothing is implausible any more.
+    90 % balls so wide that nothing is implausible any more. Where most would be left out, none is.
     """
     if start == 0:
         factors = fit_factors(raw, rotation, shift_error_A, group)
@@ -95,6 +100,8 @@ def fit_and_judge(
     judged = judge(raw, Calibration(_likely_width(raw, rotation, group, start), 1.0), rotation, group, start)
     for _ in range(ROUNDS):
         kept = np.flatnonzero(~judged.suspect)
+        if len(kept) < len(rotation) / 2:  # the network is at fault, not the labels
+            return fit_and_judge(raw, rotation, shift_error_A, group, 0.0)
         factors = fit_factors(raw[kept], rotation[kept], shift_error_A[kept], group)
         before, judged = judged, judge(raw, factors, rotation, group, start)
         if np.array_equal(before.suspect, judged.suspect):
@@ -130,6 +137,6 @@ def _likely_width(raw: RawPrediction, rotation: FloatArray, group: Tensor, start
 
     def loss(log_width: float) -> float:
         nll = label_nll(raw, Calibration(math.exp(log_width), 1.0), rotation, group)
-        return float(robust(nll, estimate_weight(nll, start)).mean())
+        return float(robust(nll, estimate_weight(nll, start, _most(start))).mean())
 
     return math.exp(min(_LOG_WIDTHS.tolist(), key=loss))

@@ -28,9 +28,9 @@ def responsibility(nll: Tensor, weight: Tensor | float) -> Tensor:
     return torch.sigmoid(wrong - right + nll)
 
 
-def estimate_weight(nll: Tensor, start: float, rounds: int = 50) -> float:
-    """Part of wrong labels that makes `nll` `(n,)` most likely (expectation maximisation); 0 from `start` 0."""
+def estimate_weight(nll: Tensor, start: float, most: float = 1.0, rounds: int = 50) -> float:
+    """Part of wrong labels, up to `most`, that makes `nll` `(n,)` most likely (EM); 0 from `start` 0."""
     weight = start
     for _ in range(rounds):
-        weight = float(responsibility(nll, weight).mean())
+        weight = min(most, float(responsibility(nll, weight).mean()))
     return weight

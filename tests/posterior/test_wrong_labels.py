@@ -45,6 +45,7 @@ def test_the_part_of_wrong_labels_is_found() -> None:
     label[wrong] = random_quaternions(int(wrong.sum()), generator).double()
     precision = torch.eye(3).double().expand(4000, 3, 3) / (2 * 0.05) ** 2
     nll = negative_log_likelihood(matrix_about(q, precision), label)
+    assert estimate_weight(nll, 0.02, most=0.05) == 0.05
     found = estimate_weight(nll, 0.02)
     assert abs(found - float(wrong.double().mean())) < 0.01
     assert ((responsibility(nll, found) > 0.5) == wrong).double().mean() > 0.99
