@@ -71,6 +71,7 @@ def check(settings: Settings) -> None:
             "the weights of section loss must not be negative, nor infinite",
         ),
         (0 < loss.shift < math.inf, "loss.shift must be positive: predicted shifts recentre the images"),
+        (0 <= loss.outliers <= 0.5, "loss.outliers must be 0 to 0.5"),
         (sum(terms) > 0, "one of loss.likelihood, loss.geodesic and loss.chordal must be above 0"),
         (
             loss.distance == 0 or training.branches != "single",
@@ -82,6 +83,11 @@ def check(settings: Settings) -> None:
             "training.augmentation noise or none needs training.simulated 0: simulated images are turned and shifted",
         ),
         (1 <= training.folds <= 10, "training.folds must be 1 to 10"),
+        (0 <= training.balance_views <= 1, "training.balance_views must be 0 to 1"),
+        (
+            training.balance_views == 0 or training.branches != "siamese",
+            "training.balance_views needs training.branches single or all_pairs: siamese draws pairs",
+        ),
         (training.reference_particles >= 10, "training.reference_particles must be at least 10"),
         (20 <= settings.map_alone.images <= 1_000_000, "map_alone.images must be 20 to 1000000"),
         (0 <= settings.map_alone.centring <= 0.1, "map_alone.centring must be 0 to 0.1"),
@@ -89,6 +95,11 @@ def check(settings: Settings) -> None:
         (network.channels >= 1, "network.channels must be at least 1"),
         (network.features >= 1, "network.features must be at least 1"),
         (network.hidden >= 1, "network.hidden must be at least 1"),
+        (1 <= network.modes <= 4, "network.modes must be 1 to 4"),
+        (
+            network.modes == 1 or (network.encoder == "polar" and loss.likelihood > 0),
+            "network.modes above 1 needs network.encoder polar and a loss.likelihood above 0",
+        ),
         (0 <= network.final_convolutions <= 2, "network.final_convolutions must be 0 to 2"),
         (0 <= network.dropout < 1, "network.dropout must be 0 to below 1"),
     ]

@@ -41,7 +41,7 @@ class NetworkSettings:
     itself), qcqp (A = L L'), 6d (Gram-Schmidt), quaternion; the last two with one width for every view of every image.
     channels : of the first stage. polar only: features per sector, hidden units of the head. vgg only:
     blur (none, gaussian, low_pass), pooling (max, max_average, generalised_mean), final_convolutions
-    (0 to 2 of the last two), dropout.
+    (0 to 2 of the last two), dropout. polar only: modes, hypotheses of the orientation.
     """
 
     encoder: str = "polar"
@@ -53,6 +53,7 @@ class NetworkSettings:
     pooling: str = "generalised_mean"
     final_convolutions: int = 2
     dropout: float = 0.3
+    modes: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class LossSettings:
     chordal : squared distance of the quaternions. distance : error of the predicted pairwise distances
     (rad); needs training.branches siamese or all_pairs. curriculum : the paper's weights, from distance to
     the other terms. shift : weight of the shift's likelihood. symmetry : average the likelihood over
-    equivalent labels, or asymmetric_unit (the paper: labels reduced to it).
+    equivalent labels, or asymmetric_unit (the paper: labels reduced to it). outliers : part of the particles'
+    labels that the likelihood takes for wrong at first; learned from there, 0 = none ever is.
     """
 
     likelihood: float = 1.0
@@ -73,6 +75,7 @@ class LossSettings:
     curriculum: bool = False
     shift: float = 0.1
     symmetry: str = "average"
+    outliers: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class TrainingSettings:
     pair_fraction of all ordered pairs make an epoch, at least 1,024, at most 250,000 or as many as particles. freeze : none, early (first half of the encoder) or encoder keep the weights they
     start with (see --init-from), for freeze_epochs (None = all). half_sets : a model for each half set; None =
     where each has enough particles. folds : models trained on all but a fold each; 1 = one model of all.
+    balance_views : particles are drawn with the density of their viewing direction to the minus this power.
     """
 
     epochs: int | None = None
@@ -115,6 +119,7 @@ class TrainingSettings:
     folds: int = 1
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
+    balance_views: float = 0.0
     seed: int = 1
 
 

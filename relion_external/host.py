@@ -28,6 +28,8 @@ SCALARS = {  # label: field of Prediction
     "cryoforumOutlierScore": "outlier_score",
     "cryoforumInTraining": "in_training",
 }
+ALTERNATIVE = tuple(f"cryoforumAlternative{name}" for name in ("Rot", "Tilt", "Psi"))
+ALTERNATIVE_WEIGHT = "cryoforumAlternativeWeight"
 BINGHAM = tuple(f"cryoforumBingham{i}" for i in range(1, 11))
 PRIORS = ("rlnAngleRotPrior", "rlnAngleTiltPrior", "rlnAnglePsiPrior")
 _VOLUME_LABELS = ("rlnCtfImage", "rlnCoordinateZ", "rlnOriginZAngst", "rlnOriginZ", "rlnTomoParticleName")

@@ -13,6 +13,8 @@ from cryoforum_plugin.geometry.rotations import relion_euler_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet, Prediction
 from cryoforum_plugin.particles.origins import origin_labels
 from relion_external.host import (
+    ALTERNATIVE,
+    ALTERNATIVE_WEIGHT,
     ANGLES,
     BINGHAM,
     CONFIDENCE,
@@ -41,7 +43,8 @@ _CORRECTED = {
 }
 COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 _NUMERIC = (
-    *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, "rlnPhaseShift",
+    *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, *ALTERNATIVE,
+    ALTERNATIVE_WEIGHT, "rlnPhaseShift",
     "rlnOpticsGroup", "rlnRandomSubset", "rlnImagePixelSize", "rlnPixelSize", "rlnMagnification",
     "rlnDetectorPixelSize", "rlnImageDimensionality", *_CORRECTED,
 )  # fmt: skip
@@ -177,4 +180,9 @@ def _prediction(
     scalars = {name: values[label] for label, name in SCALARS.items() if label in values}
     complete = all(label in values for label in BINGHAM)
     bingham = np.stack([values[label] for label in BINGHAM], axis=1) if complete else None
-    return Prediction(**scalars, rotation=rotation, shift_A=shift_A, bingham=bingham)
+    alternative: dict[str, FloatArray] = {}
+    if all(label in values for label in (*ALTERNATIVE, ALTERNATIVE_WEIGHT)):
+        angles = np.stack([values[label] for label in ALTERNATIVE], axis=1)
+        alternative["alternative_rotation"] = relion_euler_to_quaternion(angles)
+        alternative["alternative_weight"] = values[ALTERNATIVE_WEIGHT]
+    return Prediction(**scalars, rotation=rotation, shift_A=shift_A, bingham=bingham, **alternative)

@@ -16,7 +16,18 @@ from cryoforum_plugin.geometry.rotations import quaternion_to_relion_euler
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 from cryoforum_plugin.particles.writable import Writable, writable
-from relion_external.host import ANGLES, BINGHAM, HALF_SET, ORIGIN_A, ORIGIN_PX, PRIORS, SCALARS, StarHost
+from relion_external.host import (
+    ALTERNATIVE,
+    ALTERNATIVE_WEIGHT,
+    ANGLES,
+    BINGHAM,
+    HALF_SET,
+    ORIGIN_A,
+    ORIGIN_PX,
+    PRIORS,
+    SCALARS,
+    StarHost,
+)
 from relion_external.star import StarDocument, Table, new_table, quote
 
 logger = logging.getLogger("cryoforum")
@@ -78,7 +89,17 @@ def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[s
             columns[label] = _tokens(numbers, _fixed if label.startswith("rln") else _general)
     if prediction.bingham is not None:
         columns |= {label: _tokens(prediction.bingham[:, i], _general) for i, label in enumerate(BINGHAM)}
-    return columns
+    return columns | _alternative(table, prediction)
+
+
+def _alternative(table: Table, prediction: Prediction) -> dict[str, list[str]]:
+    """Columns of the next best orientation; where none is known, but a table has them, with weight 0."""
+    rotation, weight = prediction.alternative_rotation, prediction.alternative_weight
+    if rotation is None or weight is None:
+        return {ALTERNATIVE_WEIGHT: ["0"] * len(prediction)} if ALTERNATIVE_WEIGHT in table else {}
+    angles = quaternion_to_relion_euler(rotation)
+    columns = {label: _tokens(angles[:, i], _fixed) for i, label in enumerate(ALTERNATIVE)}
+    return columns | {ALTERNATIVE_WEIGHT: _tokens(weight, _general)}
 
 
 def _gained_half_sets(table: Table, particles: ParticleSet) -> bool:

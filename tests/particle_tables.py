@@ -64,6 +64,8 @@ def make_prediction(n: int, seed: int = 1) -> Prediction:
         trace=-rng.uniform(0, 1e5, n),
         bingham=rng.normal(scale=1e3, size=(n, 10)),
         outlier_score=rng.uniform(0, 1, n),
+        alternative_rotation=Rotation.random(n, rng=rng).as_quat(),
+        alternative_weight=rng.uniform(0.1, 0.5, n),
     )
 
 

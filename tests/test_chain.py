@@ -26,6 +26,7 @@ MODEL_FILES = {
     "log.txt",
     "reference.mrc",
     "references.pt",
+    "suspect_labels.csv",
     "checkpoint",
 }
 

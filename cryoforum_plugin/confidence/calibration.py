@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,17 @@ from scipy.stats.mstats import hdquantiles
 from torch import Tensor
 
 from cryoforum_plugin.confidence.basin import Basin
+from cryoforum_plugin.geometry import angular_distance
 from cryoforum_plugin.particles import FloatArray, Prediction
 from cryoforum_plugin.posterior import credible_radius, gaps, matrix_from_upper, mode, summarise
+from cryoforum_plugin.posterior.sampling import summarise_mixture
 
 TARGET_DEG = 5.0  # the confidence is the probability of an error below this
 LEVEL = 0.9
 HIGHEST_LEVEL = 0.995  # of a ball that still lies in the right basin
 LARGEST_LOG_FACTOR = 14.0
+ALTERNATIVE = 0.1  # weight above which a further hypothesis is reported
+ALTERNATIVE_DEG = 10.0  # nearer ones are the same
 
 LOG = logging.getLogger("cryoforum")
 
@@ -29,7 +34,9 @@ class RawPrediction:
     """Network answers before calibration; rows that could not be read are NaN.
 
     bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
-    Of refined poses: contrast `(n,)` relative to the usual one, gain `(n,)` log likelihood over no particle.
+    modes : `(n, k, 10)`, log_weight : `(n, k)`, of a network with k > 1 hypotheses, the heaviest, which is
+    `bingham`, first; None with one. Of refined poses: contrast `(n,)` relative to the usual one, gain `(n,)` log
+    likelihood over no particle.
     """
 
     bingham: Tensor
@@ -37,15 +44,15 @@ class RawPrediction:
     shift_sd_A: Tensor
     features: Tensor
     unusable: Tensor
+    modes: Tensor | None = None
+    log_weight: Tensor | None = None
     contrast: Tensor | None = None
     gain: Tensor | None = None
 
-    def rows(self, rows: Tensor) -> RawPrediction:
-        """Those of `rows`."""
-        parts: dict[str, Any] = {
-            name: None if part is None else part[rows] for name, part in vars(self).items()
-        }
-        return RawPrediction(**parts)
+    def __getitem__(self, rows: Any) -> RawPrediction:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {k: None if v is None else v[rows] for k, v in values.items()}
+        return RawPrediction(**chosen)
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,32 @@ class Calibration:
     """Factors that turn the network's numbers for one number of views into calibrated ones.
 
     width : multiplies A, so that the LEVEL credible ball holds that part of the particles.
-    shift : multiplies the s.d. of the shift. basin : of refined poses, tells which ended in a wrong basin.
+    shift : multiplies the s.d. of the shift. weights : power of the weights of several modes. basin : of refined
+    poses, tells which ended in a wrong basin.
     """
 
     width: float
     shift: float
+    weights: float = 1.0
     basin: Basin | None = None
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Calibration:
+        """Factors of one number of views, or of refined poses, as calibration.json holds them."""
+        basin = Basin(**figures["basin"]) if figures.get("basin") else None
+        return cls(figures["width"], figures["shift"], figures.get("weights", 1.0), basin)
+
+
+def radii(raw: RawPrediction, calibration: Calibration, level: float) -> FloatArray:
+    """Radius `(n,)` rad of the ball about the mode that holds `level` of the calibrated posterior."""
+    if raw.modes is None or raw.log_weight is None:
+        return credible_radius(raw.bingham * calibration.width, level).numpy()
+    return summarise_mixture(*scaled(raw.modes, raw.log_weight, calibration), 0.0, level)[:, 2].numpy()
+
+
+def scaled(modes: Tensor, log_weight: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    """Calibrated modes `(n, k, 10)` and log weights `(n, k)`, float64."""
+    return modes.double() * calibration.width, (log_weight.double() * calibration.weights).log_softmax(1)
 
 
 def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> float:
@@ -86,10 +113,17 @@ def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) ->
     return Calibration(fit_width(raw.bingham, error_rad), float(np.sqrt(ratio.mean())))
 
 
-def scaled(raw: RawPrediction, calibration: Calibration) -> RawPrediction:
-    """Return `raw` with the widths that a calibration gives it."""
+def with_widths(raw: RawPrediction, calibration: Calibration) -> RawPrediction:
+    """Return `raw` with the widths, and weights of modes, that a calibration gives it."""
+    modes, log_weight = raw.modes, raw.log_weight
+    if modes is not None and log_weight is not None:
+        modes, log_weight = scaled(modes, log_weight, calibration)
     return replace(
-        raw, bingham=raw.bingham * calibration.width, shift_sd_A=raw.shift_sd_A * calibration.shift
+        raw,
+        bingham=raw.bingham * calibration.width,
+        shift_sd_A=raw.shift_sd_A * calibration.shift,
+        modes=modes,
+        log_weight=log_weight,
     )
 
 
@@ -129,7 +163,13 @@ def calibrated(
     bingham = raw.bingham.double() * calibration.width
     safe = torch.where(usable[:, None], bingham, torch.zeros_like(bingham))
     rotation = mode(matrix_from_upper(safe))
-    summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
+    other, other_weight = rotation, torch.zeros(len(rotation), dtype=torch.float64)
+    if raw.modes is None or raw.log_weight is None:
+        summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
+    else:
+        modes, log_weight = scaled(raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0), calibration)
+        summary = summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), LEVEL)
+        other, other_weight = best_alternative(modes, log_weight)
     if calibration.basin is not None:
         summary, safe = _with_basin(raw, calibration.basin, summary, safe)
     g = gaps(matrix_from_upper(safe if network is None else network.double().nan_to_num()))
@@ -150,4 +190,21 @@ def calibrated(
         trace=column(-g.sum(1)),
         bingham=column(safe),
         outlier_score=np.where(usable.numpy(), outlier_score, np.nan),
+        alternative_rotation=None if raw.modes is None else column(other),
+        alternative_weight=None if raw.modes is None else column(other_weight),
     )
+
+
+def best_alternative(modes: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotation `(n, 4)` and weight `(n,)` of the heaviest mode that is another than the first.
+
+    modes : `(n, k, 10)`, the heaviest first; log_weight : `(n, k)`. Modes lighter than ALTERNATIVE, or nearer than
+    ALTERNATIVE_DEG to the first, are none: then the first mode's rotation, and weight 0.
+    """
+    rotation = mode(matrix_from_upper(modes))
+    apart = angular_distance(rotation, rotation[:, :1]) > math.radians(ALTERNATIVE_DEG)
+    weight = torch.where(apart, log_weight.exp(), 0.0)
+    weight = torch.where(weight > ALTERNATIVE, weight, 0.0)
+    heaviest, place = weight.max(dim=1)
+    place = torch.where(heaviest > 0, place, 0)
+    return rotation[torch.arange(len(rotation)), place], heaviest

@@ -115,19 +115,27 @@ def uncertainty_figures(
 
 
 def _coverage(error_rad: FloatArray, prediction: Prediction) -> tuple[Figures, dict[str, str]]:
-    """Fraction of errors inside the credible ball at each level, from the ten Bingham numbers."""
+    """Fraction of errors inside the credible ball at each level, from the ten Bingham numbers.
+
+    Those are one mode of several where alternatives are known; then only the radius in the table counts.
+    """
     figures: Figures = {}
+    several = prediction.alternative_weight is not None and bool(prediction.alternative_weight.any())
     reasons: dict[str, str] = {}
     for level in COVERAGE_LEVELS:
         name = f"coverage_{100 * level:.0f}"
-        if prediction.bingham is not None:
+        if prediction.bingham is not None and not several:
             radius_rad = credible_radius(torch.as_tensor(prediction.bingham), level).numpy()
             figures[name] = float(np.mean(error_rad <= radius_rad))
         elif level == 0.9 and prediction.credible_radius_90_deg is not None:
             figures[name] = float(np.mean(np.degrees(error_rad) <= prediction.credible_radius_90_deg))
         else:
             figures[name] = None
-            reasons[name] = "no posterior (Bingham numbers) with the predicted table"
+            reasons[name] = (
+                "the Bingham numbers are one mode of several"
+                if several
+                else "no posterior (Bingham numbers) with the predicted table"
+            )
     return figures, reasons
 
 

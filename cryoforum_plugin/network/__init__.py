@@ -2,7 +2,7 @@
 
 from cryoforum_plugin.network.blur import BlurLayer
 from cryoforum_plugin.network.encoder import Encoder
-from cryoforum_plugin.network.head import DenseHead, NetworkOutput, RotationHead
+from cryoforum_plugin.network.head import DenseHead, NetworkOutput, RotationHead, heaviest
 from cryoforum_plugin.network.pose_network import PoseNetwork
 from cryoforum_plugin.network.vgg import VggEncoder
 
@@ -14,4 +14,5 @@ __all__ = [
     "PoseNetwork",
     "RotationHead",
     "VggEncoder",
+    "heaviest",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,27 @@ class NetworkOutput(NamedTuple):
     shift_log_variance : `(b,)` log of the variance of each shift component, same unit squared.
     features : `(b, f)` description of the image; from RotationHead it does not change when the image
     rotates in the plane.
+    modes, log_weight : `(b, k, 4, 4)` and `(b, k)`, the hypotheses of a head with k > 1 and the logarithms of
+    their weights, which sum to 1; `bingham` is then the heaviest. None with one.
     """
 
     bingham: Tensor
     shift: Tensor
     shift_log_variance: Tensor
     features: Tensor
+    modes: Tensor | None = None
+    log_weight: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> NetworkOutput:
+        """Apply `function` to each tensor that is there."""
+        parts: dict[str, Tensor | None] = self._asdict()
+        found: dict[str, Any] = {k: None if part is None else function(part) for k, part in parts.items()}
+        return self._replace(**found)
+
+
+def heaviest(modes: Tensor, log_weight: Tensor) -> Tensor:
+    """The heaviest `(b, 4, 4)` of modes `(b, k, 4, 4)` with log weights `(b, k)`."""
+    return modes[torch.arange(len(modes), device=modes.device), log_weight.argmax(1)]
 
 
 class RotationHead(nn.Module):
@@ -37,11 +53,18 @@ class RotationHead(nn.Module):
 
     Position j sees the image turned by -angle_j, so a pose q' it reports stands for q' * rz(-angle_j) and
     its matrix A_j for M' A_j M with M the right multiplication by rz(angle_j). The sum is a product of
-    Bingham distributions and turns exactly with the image.
+    Bingham distributions and turns exactly with the image. With several `modes` each has its own matrices,
+    summed by themselves, and a weight from the mean of its logits over the positions. Their layers start
+    from different random weights, which tells the modes apart.
     """
 
     def __init__(
-        self, positions: int, features: int, hidden: int = 256, representation: str = "symmetric"
+        self,
+        positions: int,
+        features: int,
+        hidden: int = 256,
+        representation: str = "symmetric",
+        modes: int = 1,
     ) -> None:
         super().__init__()
         angle = torch.arange(positions) * (2 * math.pi / positions)
@@ -56,8 +79,11 @@ class RotationHead(nn.Module):
         self.first = nn.Linear(positions * features, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.representation = Representation(representation)
-        self.rotation = nn.Linear(hidden, self.representation.numbers)
+        self.modes = modes
+        self.rotation = nn.Linear(hidden, modes * self.representation.numbers)
         self.shift = nn.Linear(hidden, 3)
+        if modes > 1:
+            self.weight = nn.Linear(hidden, modes)
 
     def _read_ring(self, features: Tensor) -> Tensor:
         """Apply `first` to the ring starting at every position: `(b, positions, hidden)`.
@@ -78,14 +104,20 @@ class RotationHead(nn.Module):
         theta, shift = self.rotation(hidden), self.shift(hidden)
         with torch.autocast(features.device.type, enabled=False):
             theta, shift, hidden = (at_least_float32(x) for x in (theta, shift, hidden))
-            matrices = self.representation(theta)  # (b, positions, 4, 4)
-            bingham = torch.einsum("jki,bjkl,jlm->bim", self.to_frame, matrices, self.to_frame)
+            matrices = self.representation(
+                theta.unflatten(-1, (self.modes, -1))
+            )  # (b, positions, modes, 4, 4)
+            summed = torch.einsum("jki,bjnkl,jlm->bnim", self.to_frame, matrices, self.to_frame)
+            modes = summed / math.sqrt(len(self.to_frame))
             vectors = torch.einsum("jxy,bjy->bjx", self.vector_to_frame, shift[..., :2])
+            log_weight = self.weight(hidden).mean(1).log_softmax(1) if self.modes > 1 else None
             return NetworkOutput(
-                bingham=bingham / math.sqrt(len(self.to_frame)),
+                bingham=modes[:, 0] if log_weight is None else heaviest(modes, log_weight),
                 shift=SHIFT_SCALE * vectors.mean(1),
                 shift_log_variance=shift[..., 2].mean(1) + 2 * math.log(SHIFT_SCALE),
                 features=hidden.mean(1),
+                modes=None if log_weight is None else modes,
+                log_weight=log_weight,
             )
 
 

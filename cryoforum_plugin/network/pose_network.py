@@ -28,7 +28,7 @@ class PoseNetwork(nn.Module):
         else:
             self.encoder = Encoder(size_px, s.channels, s.features)
             self.head = RotationHead(
-                self.encoder.positions, self.encoder.out_features, s.hidden, s.representation
+                self.encoder.positions, self.encoder.out_features, s.hidden, s.representation, s.modes
             )
 
     def forward(self, images: Tensor) -> NetworkOutput:

@@ -46,6 +46,8 @@ class Prediction:
     bingham : `(n, 10)` upper triangle, row by row, of the calibrated 4x4 matrix A; p(q) ~ exp(-q'Aq).
     outlier_score : `(n,)` in [0, 1], higher = less like the training particles.
     in_training : `(n,)` 1 where the model that predicted the particle had learned from it, else 0.
+    alternative_rotation `(n, 4)`, alternative_weight `(n,)` : the next best orientation and its probability, 0
+    (and `rotation`) where there is none worth naming.
     """
 
     confidence: FloatArray
@@ -59,6 +61,8 @@ class Prediction:
     bingham: FloatArray | None = None
     outlier_score: FloatArray | None = None
     in_training: FloatArray | None = None
+    alternative_rotation: FloatArray | None = None
+    alternative_weight: FloatArray | None = None
 
     def __getitem__(self, rows: Any) -> Prediction:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -19,6 +19,7 @@ _UNPREDICTED = {  # what a particle gets that could not be read or predicted
     "bingham": 0.0,
     "outlier_score": 1.0,
     "in_training": 0.0,
+    "alternative_weight": 0.0,
 }
 
 
@@ -69,9 +70,10 @@ def _finite(particles: ParticleSet, prediction: Prediction) -> Prediction:
     bad = np.zeros(n, dtype=bool)
     for value in given.values():
         bad |= ~np.isfinite(value.reshape(n, value.size // max(n, 1))).all(axis=1)
-    identity = {"rotation": np.array([0.0, 0.0, 0.0, 1.0]), "shift_A": np.zeros(2)}
+    no_turn = np.array([0.0, 0.0, 0.0, 1.0])
+    identity = {"rotation": no_turn, "shift_A": np.zeros(2), "alternative_rotation": no_turn}
     for name, value in given.items():
-        kept = getattr(particles, name) if name in identity else None
+        kept = getattr(particles, name.removeprefix("alternative_")) if name in identity else None
         value[bad] = kept[bad] if kept is not None else identity.get(name, _UNPREDICTED.get(name))
     return replace(prediction, **given)
 

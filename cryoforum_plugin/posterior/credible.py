@@ -38,7 +38,7 @@ def _axis_average(strength: Tensor, g: Tensor) -> Tensor:
     return result
 
 
-def _angle_table(bingham: Tensor) -> tuple[Tensor, Tensor]:
+def angle_table(bingham: Tensor) -> tuple[Tensor, Tensor]:
     """Angles `(n, a)` rad from the mode and the probability `(n, a)` within each, for bingham `(n, 10)`."""
     g = gaps(matrix_from_upper(bingham.double())).float()  # float32 tables: good to 1e-5 relative
     end = (_REACH * (2 / g[:, :1].clamp(min=1e-9)).sqrt()).clamp(max=math.pi)
@@ -53,12 +53,12 @@ def _angle_table(bingham: Tensor) -> tuple[Tensor, Tensor]:
 def _by_blocks(bingham: Tensor, figure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Apply `figure(angle, probability)` to the tables of a few rows at a time; float64 `(n,)`."""
     blocks = bingham.detach().cpu().split(_ROWS_AT_ONCE)
-    return torch.cat([figure(*_angle_table(block)) for block in blocks])
+    return torch.cat([figure(*angle_table(block)) for block in blocks])
 
 
-def _interpolate(x: Tensor, y: Tensor, at: float | Tensor) -> Tensor:
-    """Piecewise linear y(x) `(n,)` at one value, or one `(n,)` for every row, of ascending x, y `(n, a)`."""
-    target = torch.full_like(x[:, :1], at) if isinstance(at, float) else at[:, None].to(x)
+def interpolate(x: Tensor, y: Tensor, at: Tensor | float) -> Tensor:
+    """Piecewise linear y(x) `(n,)` at one value, or `(n,)`, for every row of ascending x, y `(n, a)`."""
+    target = torch.as_tensor(at).to(x).expand(len(x)).unsqueeze(1).contiguous()
     right = torch.searchsorted(x.contiguous(), target).clamp(1, x.shape[1] - 1)
     x0, x1, y0, y1 = (table.gather(1, index) for table in (x, y) for index in (right - 1, right))
     fraction = ((target - x0) / (x1 - x0).clamp(min=1e-15)).clamp(0, 1)
@@ -66,11 +66,11 @@ def _interpolate(x: Tensor, y: Tensor, at: float | Tensor) -> Tensor:
 
 
 def _radius(angle: Tensor, probability: Tensor, level: float | Tensor) -> Tensor:
-    return _interpolate(probability, angle, level)
+    return interpolate(probability, angle, level)
 
 
 def _probability(angle: Tensor, probability: Tensor, angle_rad: float) -> Tensor:
-    return _interpolate(angle, probability, angle_rad)
+    return interpolate(angle, probability, angle_rad)
 
 
 def _mean(angle: Tensor, probability: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def credible_radius(bingham: Tensor, level: float | Tensor) -> Tensor:
     """
     if isinstance(level, Tensor):
         blocks = zip(bingham.split(_ROWS_AT_ONCE), level.cpu().split(_ROWS_AT_ONCE), strict=True)
-        return torch.cat([_radius(*_angle_table(block.detach().cpu()), at) for block, at in blocks])
+        return torch.cat([_radius(*angle_table(block.detach().cpu()), at) for block, at in blocks])
     return _by_blocks(bingham, lambda angle, probability: _radius(angle, probability, level))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.encoder import fused_for_inference
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import IntArray
-from cryoforum_plugin.posterior import upper_from_matrix
+from cryoforum_plugin.posterior import align_to_copy, mode, upper_from_matrix
+from cryoforum_plugin.posterior.mixture import heaviest_first
 from cryoforum_plugin.prediction.views import predict_views
 from cryoforum_plugin.progress import Advance
 
@@ -48,7 +50,7 @@ class Predictor:
                 originals = torch.where(bad[:, None, None], torch.zeros_like(originals), originals)
             parts.append(self._batch(of_batch, originals, bad.cpu()))
             advance(len(of_batch), "")
-        return RawPrediction(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        return RawPrediction(*(_joined(part) for part in zip(*parts, strict=True)))
 
     def _read_ahead(self, rows: IntArray, batch_size: int) -> Iterator[tuple[IntArray, Tensor]]:
         batches = list(self.pipeline.batches(rows, batch_size))
@@ -60,7 +62,7 @@ class Predictor:
                     pending = pool.submit(self.pipeline.read, following)
                 yield of_batch, images
 
-    def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor, ...]:
+    def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor | None, ...]:
         """Network answers of one batch, in Å and radians; NaN where `bad` `(b,)`."""
         side_A = torch.from_numpy(self.pipeline.sampling_A(rows) * self.pipeline.box.size_px)
         limit_A = self.pipeline.box_px * torch.from_numpy(self.pipeline.particles.pixel_size_A[rows]) / 2
@@ -74,7 +76,8 @@ class Predictor:
             start_A[far] = (start_A + found_A)[far].clamp(-limit_A[far, None], limit_A[far, None])
             again = self._forward(self.pipeline.working(rows[far], start_A[far].numpy(), originals[far]))
             for old, new in zip(output, again, strict=True):
-                old[far] = new
+                if old is not None and new is not None:
+                    old[far] = new
             found_A[far] = again.shift.double().cpu() * side_A[far, None]
         if self.views > 1:  # all views of the centred image: the network sees those best
             start_A = (start_A + found_A).clamp(-limit_A[:, None], limit_A[:, None])
@@ -84,11 +87,29 @@ class Predictor:
         shift_A = start_A + found_A
         sd_A = (output.shift_log_variance.double().cpu() / 2).exp() * side_A
         parts = (upper_from_matrix(output.bingham).cpu(), shift_A, sd_A, output.features.cpu())
-        return (*(torch.where(bad.view(-1, *[1] * (p.ndim - 1)), torch.nan, p) for p in parts), bad)
+        first = tuple(_blank(part, bad) for part in parts)
+        if output.modes is None or output.log_weight is None:
+            return (*first, bad, None, None)
+        modes, log_weight = heaviest_first(output.modes, output.log_weight)
+        if len(self.group) > 1:  # a copy of the heaviest is no alternative
+            heaviest = mode(modes[:, :1]).expand(-1, modes.shape[1], -1).flatten(0, 1)
+            modes = align_to_copy(modes.flatten(0, 1), heaviest, self.group).view_as(modes)
+        return (*first, bad, _blank(upper_from_matrix(modes).cpu(), bad), _blank(log_weight.cpu(), bad))
 
     def _forward(self, images: Tensor) -> NetworkOutput:
         """Finish working images `(b, n, n)` and predict; only the network's body may run in bfloat16."""
         images = finish(images, self.model.settings.images.preprocessing)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.network(images)
-        return NetworkOutput(*(part.float() for part in output))
+            output: NetworkOutput = self.network(images)
+        return output.map(Tensor.float)
+
+
+def _blank(values: Tensor, bad: Tensor) -> Tensor:
+    """`values` `(b, ...)` with NaN in the rows `bad` `(b,)`."""
+    return torch.where(bad.view(-1, *[1] * (values.ndim - 1)), torch.nan, values)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Any:
+    """Batches one after the other; None where they are None."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None

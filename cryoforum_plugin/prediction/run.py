@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryoforum_plugin.confidence.basin import Basin
-from cryoforum_plugin.confidence.calibration import Calibration, calibrated, scaled
+from cryoforum_plugin.confidence.calibration import Calibration, calibrated, with_widths
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.images.contrast import check_contrast
@@ -96,14 +95,14 @@ def _predict(
 ) -> Prediction:
     """Predict and refine `rows`, and calibrate what is found."""
     figures = model.calibration["views"][str(options.views)]
-    factors, outliers = Calibration(figures["width"], figures["shift"]), OutlierModel(**model.outliers)
+    factors, outliers = Calibration.of(figures), OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches
     batch_size = options.batch_size or (64 if predictor.pipeline.device.type == "cpu" else 512)
     raw = predictor.predict(rows, batch_size, advance)
     score = outliers.score(raw.features)
     if refiner is None:
         return calibrated(raw, factors, score)
-    known = scaled(raw, factors)
+    known = with_widths(raw, factors)
     return calibrated(refiner.refine(rows, known, advance), refined_calibration(model), score, known.bingham)
 
 
@@ -135,7 +134,7 @@ def refined_calibration(model: Model) -> Calibration:
             model.directory,
         )
         return Calibration(1.0, 1.0)
-    return Calibration(figures["width"], figures["shift"], Basin(**figures["basin"]))
+    return Calibration.of(figures)
 
 
 def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:

@@ -97,14 +97,14 @@ class Refiner:
         usable = ~raw.unusable.numpy()
 
         def work(key: tuple[int, float], part: IntArray) -> tuple[IntArray, dict[str, Tensor]]:
-            return part, self._batch(key, rows[part], raw.bingham[part], raw.shift_A[part], search)
+            return part, self._batch(key, rows[part], raw[part], search)
 
         for part, found in self._shared(work, self._parts(rows, usable)):
             for name, values in found.items():
                 fields[name][part] = values.to(fields[name])
             advance(len(part), "")
         advance(int((~usable).sum()), "")
-        return replace(raw, **fields)
+        return replace(raw, modes=None, log_weight=None, **fields)
 
     def _parts(self, rows: IntArray, usable: np.ndarray) -> list[tuple[tuple[int, float], IntArray]]:
         """Batches: what they meet (see `_groups`), and their places among `rows`."""
@@ -163,17 +163,21 @@ class Refiner:
         ]
 
     def _batch(
-        self, key: tuple[int, float], rows: IntArray, bingham: Tensor, shift_A: Tensor, search: bool
+        self, key: tuple[int, float], rows: IntArray, raw: RawPrediction, search: bool
     ) -> dict[str, Tensor]:
         """What is found of one batch, by field of RawPrediction."""
         pixel_A = self._pixel_A(key[1])
         against = self._met(key, pixel_A)
         solver = against.solver
         observed = self._observe(key, rows, solver.points, against.error)
-        start_px = (shift_A / pixel_A).float().to(self.device)
-        matrix = matrix_from_upper(bingham.double()).to(self.device)
+        start_px = (raw.shift_A / pixel_A).float().to(self.device)
+        matrix = matrix_from_upper(raw.bingham.double()).to(self.device)
         R = roma.unitquat_to_rotmat(mode(matrix).float())
         best = solver.refine(observed, R, start_px, against.coarse)
+        for further in [] if raw.modes is None else raw.modes[:, 1:].unbind(1):
+            start = roma.unitquat_to_rotmat(mode(matrix_from_upper(further.double()).to(self.device)).float())
+            other = solver.refine(observed, start, start_px, against.coarse)
+            best = other.where(other.cost < best.cost, best)
         if solver.amplitude is None:
             solver.amplitude = max(float(best.scale.median()), 1e-6)
             best = solver.refine(observed, R, start_px, against.coarse)

@@ -18,6 +18,14 @@ Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
+class Suspects:
+    """Particles whose own pose is implausible (suspect_labels.csv): how many, and the first of them."""
+
+    count: int
+    first: Rows
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything found; what is absent is empty.
 
@@ -34,6 +42,7 @@ class Run:
     tables: dict[str, ParticleSet]
     fsc: dict[str, tuple[FloatArray, FloatArray]]
     warnings: list[str]
+    suspects: Suspects | None = None
 
 
 def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None) -> Run:
@@ -55,6 +64,7 @@ def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None
         tables=_read_tables(directory, job.get("tables", {})) if tables is None else dict(tables),
         fsc={_fsc_name(path, directory): read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
         warnings=_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
+        suspects=read_suspects(model / "suspect_labels.csv"),
     )
     if not (run.settings or run.metrics or run.tables or run.fsc):
         raise ModelError(
@@ -89,6 +99,30 @@ def read_metrics(path: Path) -> dict[str, FloatArray]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]} if rows else {}
+
+
+def read_suspects(path: Path, shown: int = 10) -> Suspects | None:
+    """Count of a suspect_labels.csv and a line for each of its first; None without the file.
+
+    Raises ModelError when it is another table.
+    """
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        first = [
+            (
+                row["image"],
+                f"{float(row['angle_deg']):.1f} deg away, probability {float(row['probability']):.3f}",
+            )
+            for row in rows[:shown]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: no table of suspect labels ({error!r}); remove it, or train again"
+        ) from error
+    return Suspects(len(rows), first)
 
 
 def read_fsc(path: Path) -> tuple[FloatArray, FloatArray]:

@@ -74,6 +74,8 @@ def summarise(run: Run) -> Rows:
     seconds = run.metrics.get("seconds", np.empty(0))
     if np.isfinite(seconds).any():
         rows.append(("epochs", str(len(run.metrics["epoch"]))))
+    if run.suspects is not None:
+        rows.append(("particles whose own pose is implausible", str(run.suspects.count)))
     for name, particles in run.tables.items():
         if particles.prediction is not None:
             mean = float(particles.prediction.confidence.mean())
@@ -162,6 +164,8 @@ def _write_pdf(run: Run, path: Path) -> None:
             pages.savefig(panel.figure)
         warnings = [piece for text in run.warnings for piece in textwrap.wrap(text, 105)]
         _save_rows(pages, "Warnings", [(line, "") for line in warnings or ["none"]])
+        if run.suspects is not None and run.suspects.first:
+            _save_rows(pages, "Particles whose own pose is implausible", run.suspects.first)
         for title, rows in (("Calibration", run.calibration), ("Settings of the training", run.settings)):
             _save_rows(pages, title, rows)
 

@@ -22,11 +22,15 @@ from cryoforum_plugin.settings import TrainingSettings
 
 
 class Batch(NamedTuple):
-    """Network input `(b, 1, n, n)`, poses `(b, 4)` XYZW, shifts `(b, 2)` x, y as fraction of the box."""
+    """Network input `(b, 1, n, n)`, poses `(b, 4)` XYZW, shifts `(b, 2)` x, y as fraction of the box.
+
+    exact : `(b,)` bool, whether the pose is certain, as that of a simulated image.
+    """
 
     images: Tensor
     rotation: Tensor
     shift: Tensor
+    exact: Tensor
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class BatchMaker:
         reach = self.settings.max_shift * self.data.images.shape[-1]
         return self._uniform(count, 2, low=-reach, high=reach)
 
+    def _batch(self, images: Tensor, rotation: Tensor, shift: Tensor, exact: bool) -> Batch:
+        flag = torch.full((len(images),), exact, device=self.device)
+        return Batch(finish(images, self.data.preprocessing), rotation, shift, flag)
+
     def _particles(self, rows: Tensor) -> Batch:
         """The particles of `rows`, augmented as the settings say."""
         if self.settings.augmentation == "full":
@@ -99,7 +107,7 @@ class BatchMaker:
             images = self._noisier(images)
         shift = self.data.shift
         known = images.new_zeros(len(rows), 2) if shift is None else shift[of_device]
-        return Batch(finish(images, self.data.preprocessing), self.data.rotation[of_device], known)
+        return self._batch(images, self.data.rotation[of_device], known, exact=False)
 
     def _noisier(self, images: Tensor) -> Tensor:
         """Add noise of the images' own strength, measured at the rim: the s.d. grows by up to noise_range."""
@@ -118,7 +126,7 @@ class BatchMaker:
         rotation = roma.quat_product(
             self.data.rotation[rows.to(self.device)], in_plane_operation(angle, mirrored)
         )
-        return Batch(finish(images, self.data.preprocessing), rotation, shift / size)
+        return self._batch(images, rotation, shift / size, exact=False)
 
     def _simulated(self, rows: Tensor, projector: Projector) -> Batch:
         """The reference in random poses, with the noise (image minus projection) of `rows`.
@@ -149,4 +157,4 @@ class BatchMaker:
         spread = math.log(self.settings.noise_range)
         strength = self._uniform(b, low=-spread, high=spread).exp()
         images = signal + strength[:, None, None] * noise
-        return Batch(finish(images, self.data.preprocessing), rotation, shift / size)
+        return self._batch(images, rotation, shift / size, exact=True)

@@ -11,8 +11,9 @@ import torch
 from cryoforum_plugin.confidence import calibration
 from cryoforum_plugin.confidence.basin import RIGHT_RADII, Basin, fit_basin
 from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.labels import Judgement, errors, fit_and_judge
 from cryoforum_plugin.confidence.outliers import fit_outliers
-from cryoforum_plugin.geometry import angular_distance_to_group, random_quaternions, symmetry_group
+from cryoforum_plugin.geometry import random_quaternions, symmetry_group
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import FloatArray, IntArray, Prediction
@@ -20,8 +21,6 @@ from cryoforum_plugin.particles.splitting import spread_rows
 from cryoforum_plugin.posterior import (
     credible_radius,
     matrix_about,
-    matrix_from_upper,
-    mode,
     upper_from_matrix,
 )
 from cryoforum_plugin.prediction.predict import Predictor
@@ -38,13 +37,6 @@ FEWEST_RIGHT = 20  # refined poses in the right basin, to tell its width
 WRONG_EXAMPLES, WRONG_DEG = 128, 10.0
 
 
-def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArray:
-    """Angles `(n,)` rad between the modes and the known poses `(n, 4)`, modulo symmetry."""
-    group = torch.from_numpy(symmetry_group(symmetry))
-    found = mode(matrix_from_upper(raw.bingham.double()))
-    return angular_distance_to_group(found, torch.from_numpy(rotation), group).numpy()
-
-
 def calibrate(
     model: Model,
     prepared: Prepared,
@@ -55,11 +47,15 @@ def calibrate(
     """Return `model` with its calibration for every number of views and its outlier model filled in.
 
     references : by half set, to refine against; that of refined poses is filled in too.
+    What its calibration holds already is kept; "wrong_labels", the part of labels that training took for wrong,
+    lets implausible labels be left out.
     """
     particles, rows = prepared.particles, spread_rows(prepared.validation_rows, MOST_PARTICLES)
     rotation = particles.require_rotation()[rows]
     known_shift_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
     of_training = spread_rows(prepared.training_rows, MOST_PARTICLES)
+    group = torch.from_numpy(symmetry_group(model.settings.symmetry))
+    wrong = float(model.calibration.get("wrong_labels", 0.0))
     figures: dict[str, Any] = {}
     percentiles: dict[str, Any] = {}
     held_out: torch.Tensor | None = None
@@ -68,21 +64,23 @@ def calibrate(
     with progress("calibrating", steps, quiet) as advance:
         for views in VIEW_COUNTS:
             raw = Predictor(model, prepared.pipeline, precision, views).predict(rows, BATCH, advance)
-            error = _errors(raw, rotation, model.settings.symmetry)
-            factors = calibration.fit(raw, error, raw.shift_A.numpy() - known_shift_A)
-            figures[str(views)] = _plain(factors) | _achieved(raw, error, factors)
+            shift_error_A = raw.shift_A.numpy() - known_shift_A
+            factors, judged = fit_and_judge(raw, rotation, shift_error_A, group, wrong)
+            figures[str(views)] = _plain(factors) | _achieved(raw, judged, factors)
             percentiles[str(views)] = _percentiles(calibration.calibrated(raw, factors, np.zeros(len(rows))))
             held_out = raw.features if held_out is None else held_out
             if references and views == DEFAULT_VIEWS:
-                refined = _refined(
-                    model, prepared, references, rows, calibration.scaled(raw, factors), advance
-                )
+                kept = np.flatnonzero(~judged.suspect)
+                known = calibration.with_widths(raw[kept], factors)
+                refined = _refined(model, prepared, references, rows[kept], known, advance)
+                advance(len(rows) - len(kept), "")
         training = Predictor(model, prepared.pipeline, precision, 1).predict(of_training, BATCH, advance)
     assert held_out is not None
     return replace(
         model,
         outliers=fit_outliers(training.features, held_out).state(),
-        calibration={
+        calibration=model.calibration
+        | {
             "target_deg": calibration.TARGET_DEG,
             "level": calibration.LEVEL,
             "validation_particles": len(rows),
@@ -108,7 +106,8 @@ def _refined(
     assert found.contrast is not None
     assert found.gain is not None
     rotation = particles.require_rotation()[rows]
-    error = _errors(found, rotation, symmetry)
+    group = torch.from_numpy(symmetry_group(symmetry))
+    error = errors(found, rotation, group)
     right = np.ones(len(rows), dtype=bool)
     for _ in range(3):  # the width is that of the right basin, and what is right depends on the width
         width = calibration.fit_width(found.bingham[right], error[right])
@@ -117,13 +116,14 @@ def _refined(
             right = np.ones(len(rows), dtype=bool)
             break
     known_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
-    chosen = torch.from_numpy(np.flatnonzero(right))
-    factors = calibration.fit(found.rows(chosen), error[right], found.shift_A.numpy()[right] - known_A[right])
-    basin = _basin(refiner, rows, found, right, rotation, symmetry)
+    chosen = found[np.flatnonzero(right)]
+    factors = calibration.fit(chosen, error[right], chosen.shift_A.numpy() - known_A[right])
+    basin = _basin(refiner, rows, found, right, rotation, group)
+    judged = Judgement(error, np.zeros(len(rows)), np.zeros(len(rows), dtype=bool), 0.0)
     return (
         _plain(factors)
         | {"basin": basin.state()}
-        | _achieved(found, error, factors)
+        | _achieved(found, judged, factors)
         | {"validation_in_right_basin": float(right.mean())}
     )
 
@@ -134,20 +134,20 @@ def _basin(
     found: RawPrediction,
     right: np.ndarray[Any, np.dtype[np.bool_]],
     rotation: FloatArray,
-    symmetry: str,
+    group: torch.Tensor,
 ) -> Basin:
     """How right and wrong basins differ: found poses, and some refined from random ones with no search."""
-    part = torch.from_numpy(np.flatnonzero(~found.unusable.numpy())[:WRONG_EXAMPLES])
+    part = np.flatnonzero(~found.unusable.numpy())[:WRONG_EXAMPLES]
     generator = torch.Generator().manual_seed(1)
     q = random_quaternions(len(part), generator).double()
     sharp = matrix_about(q, torch.eye(3, dtype=torch.double).expand(len(part), 3, 3) * 1e4)
-    start = replace(found.rows(part), bingham=upper_from_matrix(sharp))
-    examples = refiner.refine(rows[part.numpy()], start, lambda steps, note: None, search=False)
+    start = replace(found[part], bingham=upper_from_matrix(sharp))
+    examples = refiner.refine(rows[part], start, lambda steps, note: None, search=False)
     assert examples.contrast is not None
     assert examples.gain is not None
     assert found.contrast is not None
     assert found.gain is not None
-    wrong_deg = np.degrees(_errors(examples, rotation[part.numpy()], symmetry))
+    wrong_deg = np.degrees(errors(examples, rotation[part], group))
     wrong = wrong_deg > WRONG_DEG
     return fit_basin(
         found.contrast.numpy(),
@@ -160,16 +160,21 @@ def _basin(
 
 
 def _plain(factors: calibration.Calibration) -> dict[str, Any]:
-    return {"width": factors.width, "shift": factors.shift}
+    return {"width": factors.width, "shift": factors.shift, "weights": factors.weights}
 
 
-def _achieved(raw: RawPrediction, error: FloatArray, factors: calibration.Calibration) -> dict[str, float]:
-    """Figures on the validation particles, with the calibration that was fitted on them."""
-    radius = credible_radius(raw.bingham * factors.width, 0.5).numpy()
+def _achieved(raw: RawPrediction, judged: Judgement, factors: calibration.Calibration) -> dict[str, float]:
+    """Figures on the validation particles, with the calibration that was fitted on them.
+
+    The errors are those of all; the coverage leaves out implausible labels, as the fit did.
+    """
+    error, kept = judged.angle_rad, ~judged.suspect
+    inside = error <= calibration.radii(raw, factors, 0.5)
     return {
         "validation_median_deg": float(np.degrees(np.median(error))),
         "validation_mean_deg": float(np.degrees(error.mean())),
-        "validation_coverage_50": float((error <= radius).mean()),
+        "validation_coverage_50": float(inside[kept].mean()),
+        "implausible_labels": int(judged.suspect.sum()),
     }
 
 

@@ -21,10 +21,13 @@ from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings, TrainingSettings
+from cryoforum_plugin.training.balance import view_weights, weighted_rows
 from cryoforum_plugin.training.batches import Batch, BatchMaker
+from cryoforum_plugin.training.label_noise import LabelNoise
 from cryoforum_plugin.training.losses import (
     curriculum,
     distance_loss,
+    label_negative_log_likelihood,
     orientation_loss,
     shift_negative_log_likelihood,
 )
@@ -39,7 +42,10 @@ CHECKPOINT_SECONDS = 20.0  # writing a large network after every short epoch wou
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """A row of metrics.csv; losses are the weighted terms of single images, seconds since the start."""
+    """A row of metrics.csv; losses are the weighted terms of single images, seconds since the start.
+
+    wrong_labels : the part of the particles' labels that are taken for wrong.
+    """
 
     epoch: int
     train_loss: float
@@ -47,6 +53,7 @@ class EpochMetrics:
     validation_median_deg: float
     validation_mean_deg: float
     learning_rate: float
+    wrong_labels: float
     seconds: float
 
 
@@ -69,6 +76,7 @@ class Trainer:
         self.labels = Labels(settings.symmetry, settings.loss.symmetry == "asymmetric_unit", fabric.device)
         self.known = self.labels.of(batches.data.rotation).cpu()
         self.count, self.siamese = len(self.known), self.settings.branches == "siamese"
+        self.view_weights = self._view_weights()
         images_per_step = self.settings.batch_size * fabric.world_size * (2 if self.siamese else 1)
         self.steps_per_epoch = max(1, epoch_images(self.count, self.settings) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -84,8 +92,16 @@ class Trainer:
             cycle_momentum=self.settings.cycle_momentum,
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
+        self.label_noise = LabelNoise(self.loss.outliers if self.loss.likelihood else 0.0, fabric)
         self.metrics: list[EpochMetrics] = []
         self.best: dict[str, Tensor] = {}
+
+    def _view_weights(self) -> Tensor | None:
+        """How often each particle is drawn, None = all alike."""
+        if self.settings.balance_views == 0:
+            return None
+        mirrored = self.settings.augmentation == "full"
+        return view_weights(self.known, self.labels.group, mirrored, self.settings.balance_views)
 
     @property
     def epoch(self) -> int:
@@ -103,10 +119,13 @@ class Trainer:
             torch.manual_seed(seed)  # dropout
             self._set_training(epoch)
             train_loss = self._epoch(epoch, advance)
-            loss, median, mean = validate(self.network, self.validation, self.labels, self.all_settings)
+            wrong = self.label_noise.weight
+            loss, median, mean = validate(
+                self.network, self.validation, self.labels, self.all_settings, wrong
+            )
             rate = float(self.schedule.get_last_lr()[0])
             self.metrics.append(
-                EpochMetrics(epoch, train_loss, loss, median, mean, rate, time.monotonic() - start)
+                EpochMetrics(epoch, train_loss, loss, median, mean, rate, wrong, time.monotonic() - start)
             )
             if loss <= min(row.validation_loss for row in self.metrics):
                 self.best = {k: v.detach().cpu().clone() for k, v in self.network.module.state_dict().items()}
@@ -115,8 +134,9 @@ class Trainer:
                 self.save()
                 written = time.monotonic()
             LOG.info(
-                "epoch %d/%d: train loss %.3f, validation loss %.3f, median %.2f deg, mean %.2f deg",
-                epoch, self.epochs, train_loss, loss, median, mean,
+                "epoch %d/%d: train loss %.3f, validation loss %.3f, median %.2f deg, mean %.2f deg, "
+                "wrong labels %.1f %%",
+                epoch, self.epochs, train_loss, loss, median, mean, 100 * wrong,
             )  # fmt: skip
             advance(0, f"validation median {median:.2f}°")
         return self.best
@@ -132,7 +152,7 @@ class Trainer:
     def _rows(self) -> list[Tensor]:
         """Training rows of the steps of one epoch.
 
-        Images: permutations of the particles, as many as it takes. Pairs: the first of each, then the second.
+        Images: permutations of the particles, as many as it takes, or draws that favour rare views. Pairs: the first of each, then the second.
         """
         needed, generator = self.steps_per_epoch * self.settings.batch_size, self.batches.generator
         if self.siamese:
@@ -141,6 +161,9 @@ class Trainer:
             else:
                 pairs = random_pairs(self.count, needed, generator)
             return [step.T.flatten() for step in pairs.split(self.settings.batch_size)]
+        if self.view_weights is not None:
+            drawn = weighted_rows(self.view_weights, needed, generator)
+            return list(drawn.split(self.settings.batch_size))
         rounds = -(-needed // self.count)
         order = [torch.randperm(self.count, generator=self.batches.generator) for _ in range(rounds)]
         return list(torch.cat(order)[:needed].split(self.settings.batch_size))
@@ -157,7 +180,11 @@ class Trainer:
         """Loss of a batch after part `done` of the training, and its terms of single orientations."""
         output = self.network(batch.images)
         known, equivalent = self.labels.of(batch.rotation), self.labels.equivalent
-        orientation = orientation_loss(output.bingham, known, equivalent, self.loss).mean()
+        likelihood = None
+        if self.loss.likelihood:
+            nll = label_negative_log_likelihood(output, known, equivalent)
+            likelihood = self.label_noise(nll, batch.exact)
+        orientation = orientation_loss(output.bingham, known, equivalent, self.loss, likelihood).mean()
         single, pairwise = curriculum(done) if self.loss.curriculum else (1.0, 1.0)
         loss = single * orientation
         if self.loss.distance:
@@ -197,6 +224,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "metrics": rows,
+            "wrong_labels": self.label_noise.weight,
         }
         write_tensors(self.checkpoint / "last.pt", state)
         with (
@@ -217,6 +245,7 @@ class Trainer:
             self.network.module.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
+            self.label_noise.weight = float(state["wrong_labels"])
             self.best, self.metrics = state["best"], [EpochMetrics(**row) for row in state["metrics"]]
         except Exception as error:
             raise ModelError(

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.geometry import angular_distance_to_group
+from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.posterior import mode, negative_log_likelihood
+from cryoforum_plugin.posterior.mixture import mixture_negative_log_likelihood
 from cryoforum_plugin.settings import LossSettings
 
 
@@ -28,14 +30,30 @@ def chordal_distance_squared(p: Tensor, q: Tensor, group: Tensor) -> Tensor:
     return 2 - 2 * torch.einsum("bi,bgi->bg", p, copies).abs().amax(1)
 
 
-def orientation_loss(bingham: Tensor, rotation: Tensor, group: Tensor, weights: LossSettings) -> Tensor:
+def label_negative_log_likelihood(output: NetworkOutput, rotation: Tensor, group: Tensor) -> Tensor:
+    """-log p `(b,)` (nat) of labels `(b, 4)`, equivalent under `group`, under all that the network says."""
+    if output.modes is None or output.log_weight is None:
+        return negative_log_likelihood(output.bingham, rotation, group)
+    return mixture_negative_log_likelihood(output.modes, output.log_weight, rotation, group)
+
+
+def orientation_loss(
+    bingham: Tensor,
+    rotation: Tensor,
+    group: Tensor,
+    weights: LossSettings,
+    likelihood: Tensor | None = None,
+) -> Tensor:
     """Weighted terms `(b,)` of single images: likelihood (nat), angle (rad), squared chord.
 
-    bingham : `(b, 4, 4)`. rotation : `(b, 4)` XYZW labels, equivalent under `group` `(g, 4)`.
+    bingham : `(b, 4, 4)`. rotation : `(b, 4)` XYZW labels, equivalent under `group` `(g, 4)`. likelihood :
+    negative log-likelihoods `(b,)` to use instead of those of `bingham` (wrong labels allowed, several modes).
     """
     total = bingham.new_zeros(len(bingham), dtype=torch.float64)
     if weights.likelihood:
-        total = total + weights.likelihood * negative_log_likelihood(bingham, rotation, group)
+        if likelihood is None:
+            likelihood = negative_log_likelihood(bingham, rotation, group)
+        total = total + weights.likelihood * likelihood
     if weights.geodesic or weights.chordal:
         found, label, copies = mode(bingham), rotation.double(), group.double()
         if weights.geodesic:

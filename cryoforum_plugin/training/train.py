@@ -40,6 +40,7 @@ from cryoforum_plugin.training.map_alone import make_particles
 from cryoforum_plugin.training.members import Member, plan_members
 from cryoforum_plugin.training.preparation import Prepared, prepare, reference_rows
 from cryoforum_plugin.training.shown_map import ShownMap, calibration_source, simulated_from
+from cryoforum_plugin.training.suspects import write_suspects
 from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
@@ -203,6 +204,7 @@ class _Run:
                 write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
             write_references(directory, references)
             _log_errors(model)
+            write_suspects(directory, model, prepared, self.precision, self.quiet)
             for name in ("metrics.csv", "log.txt"):
                 with atomic_file(directory / name, overwrite=True) as temporary:
                     shutil.copyfile(directory / "checkpoint" / name, temporary)
@@ -341,7 +343,8 @@ def _fit(
     with progress("training", (epochs - trainer.epoch) * trainer.steps_per_epoch, quiet) as advance:
         weights = trainer.run(advance)
     network.load_state_dict(weights)
-    return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, {}, {})
+    found: dict[str, Any] = {"wrong_labels": trainer.label_noise.weight}
+    return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, found, {})
 
 
 def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from cryoforum_plugin.geometry import (
 )
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.posterior import mode
+from cryoforum_plugin.posterior.wrong_labels import robust
 from cryoforum_plugin.settings import Settings
-from cryoforum_plugin.training.losses import orientation_loss
+from cryoforum_plugin.training.losses import label_negative_log_likelihood, orientation_loss
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,20 @@ class Labels:
 
 @torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
 def validate(
-    network: nn.Module, data: ValidationData, labels: Labels, settings: Settings
+    network: nn.Module, data: ValidationData, labels: Labels, settings: Settings, outliers: float = 0.0
 ) -> tuple[float, float, float]:
-    """Loss of single images, median and mean error (deg) over the validation images; modulo symmetry."""
+    """Loss of single images, median and mean error (deg) over the validation images; modulo symmetry.
+
+    outliers : part of the labels that are taken for wrong, so that those do not decide the loss.
+    """
     network.eval()
     losses, errors = [], []
     for images, rotation in zip(data.images.split(256), data.rotation.split(256), strict=True):
         finished = finish(images.to(rotation.device).float(), settings.images.preprocessing)
-        matrix = network(finished).bingham
-        losses.append(orientation_loss(matrix, rotation, labels.group, settings.loss))
+        output = network(finished)
+        matrix = output.bingham
+        nll = robust(label_negative_log_likelihood(output, rotation, labels.group), outliers)
+        losses.append(orientation_loss(matrix, rotation, labels.group, settings.loss, nll))
         errors.append(angular_distance_to_group(mode(matrix), rotation.double(), labels.group.double()))
     error, loss = torch.rad2deg(torch.cat(errors)), float(torch.cat(losses).mean())
     if not math.isfinite(loss):

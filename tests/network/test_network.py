@@ -50,8 +50,8 @@ def test_head_gradients_in_float64() -> None:
     head = RotationHead(positions=4, features=3, hidden=5).double()
     features = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
 
-    assert gradcheck(lambda x: tuple(head(x)), (features,))
-    sum(part.sum() for part in head(features)).backward()
+    assert gradcheck(lambda x: tuple(head(x)[:4]), (features,))
+    sum(part.sum() for part in head(features)[:4]).backward()
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 
@@ -76,15 +76,15 @@ def test_folding_batch_norm_changes_nothing(encoder: str) -> None:
     fused = fused_for_inference(network)
     assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in fused.modules())
     with torch.no_grad():
-        for a, b in zip(network(images), fused(images), strict=True):
+        for a, b in zip(network(images)[:4], fused(images)[:4], strict=True):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, a.abs().max().item()))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
 def test_constant_images_give_finite_answers_and_gradients(network: PoseNetwork, value: float) -> None:
     output = network(finish(torch.full((3, 32, 32), value)))
-    assert all(torch.isfinite(part).all() for part in output)
-    sum(part.sum() for part in output).backward()
+    assert all(torch.isfinite(part).all() for part in output[:4])
+    sum(part.sum() for part in output[:4]).backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 

@@ -32,9 +32,9 @@ TABLE = [
 def is_finite(network: nn.Module, images: Tensor) -> bool:
     """Whether output and all gradients are finite."""
     output = network(images)
-    sum(part.square().sum() for part in output).backward()
+    sum(part.square().sum() for part in output[:4]).backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return all(torch.isfinite(tensor).all() for tensor in (*output, *gradients))
+    return all(torch.isfinite(tensor).all() for tensor in (*output[:4], *gradients))
 
 
 def test_layers_are_those_of_the_supplementary_table() -> None:
@@ -134,7 +134,7 @@ def test_bfloat16_changes_little(encoder: str, representation: str) -> None:
         network.eval()
         half = network(images)
     full = network(images)
-    assert all(part.dtype == torch.float32 for part in half)
+    assert all(part.dtype == torch.float32 for part in half[:4])
     assert (half.bingham - full.bingham).norm() < 0.1 * full.bingham.norm()
 
 

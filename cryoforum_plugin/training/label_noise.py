@@ -1,0 +1,38 @@
+"""How many labels of the particles are wrong, learned while the network trains."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cryoforum_plugin.posterior.wrong_labels import responsibility, robust
+
+MEMORY = 2000  # particles that the running mean remembers
+LEAST, MOST = 1e-4, 0.5  # from 0 there is no way back; above a half the network would learn from nothing
+
+
+class LabelNoise:
+    """Part of wrong labels: a running mean of the probability that each particle's label is wrong.
+
+    That is expectation maximisation, a batch at a time. Several processes share one value. Labels that are
+    exact (of simulated images) neither change it nor are ever doubted.
+    """
+
+    def __init__(self, start: float, fabric: Fabric) -> None:
+        self.enabled, self.weight, self.fabric = start > 0, start, fabric
+
+    def __call__(self, nll: Tensor, exact: Tensor) -> Tensor:
+        """Negative log-likelihoods `(b,)` with wrong labels allowed where not `exact` `(b,)`; learns from them."""
+        if not self.enabled:
+            return nll
+        weight = torch.where(exact, 0.0, self.weight).to(nll)
+        doubt = torch.where(exact, 0.0, responsibility(nll.detach(), weight))
+        total = torch.stack([doubt.sum(), (~exact).sum().to(doubt)])
+        if self.fabric.world_size > 1:
+            total = self.fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
+        found, count = total.tolist()
+        if count:
+            step = min(1.0, count / MEMORY)
+            self.weight = min(max(self.weight + step * (found / count - self.weight), LEAST), MOST)
+        return robust(nll, weight)
