@@ -1,6 +1,10 @@
 """Rotations, distances, point groups and their asymmetric units."""
 
-from cryoforum_plugin.geometry.asymmetric_unit import in_asymmetric_unit, reduce_to_asymmetric_unit
+from cryoforum_plugin.geometry.asymmetric_unit import (
+    in_asymmetric_unit,
+    operator_to_unit,
+    reduce_to_asymmetric_unit,
+)
 from cryoforum_plugin.geometry.rotations import (
     angular_distance,
     angular_distance_to_group,
@@ -22,6 +26,7 @@ __all__ = [
     "in_asymmetric_unit",
     "in_plane_quaternion",
     "left_multiplication_matrix",
+    "operator_to_unit",
     "quaternion_to_relion_euler",
     "quaternion_to_rotation_vector",
     "random_quaternions",
