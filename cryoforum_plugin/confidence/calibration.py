@@ -11,8 +11,17 @@ import torch
 from scipy.stats.mstats import hdquantiles
 from torch import Tensor
 
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.particles import FloatArray, Prediction
-from cryoforum_plugin.posterior import credible_radius, gaps, matrix_from_upper, mode, summarise
+from cryoforum_plugin.posterior import (
+    credible_radius,
+    gaps,
+    matrix_from_upper,
+    mode,
+    reduce_bingham,
+    summarise,
+    upper_from_matrix,
+)
 
 TARGET_DEG = 5.0  # the confidence is the probability of an error below this
 LEVEL = 0.9
@@ -72,12 +81,19 @@ def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) ->
     return Calibration(fit_width(raw.bingham, error_rad), float(np.sqrt(ratio.mean())))
 
 
-def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: FloatArray) -> Prediction:
-    """Assemble what is written of each particle; rows that could not be read are NaN throughout."""
+def calibrated(
+    raw: RawPrediction, calibration: Calibration, outlier_score: FloatArray, symmetry: str = "C1"
+) -> Prediction:
+    """Assemble what is written of each particle; rows that could not be read are NaN throughout.
+
+    symmetry : orientation and Bingham numbers are moved together into RELION's asymmetric unit of this group.
+    """
     usable = ~raw.unusable
-    bingham = raw.bingham.double() * calibration.width
-    safe = torch.where(usable[:, None], bingham, torch.zeros_like(bingham))
+    safe = torch.where(usable[:, None], raw.bingham.double() * calibration.width, 0.0)
     matrix = matrix_from_upper(safe)
+    if len(symmetry_group(symmetry)) > 1:
+        matrix = reduce_bingham(matrix, symmetry)
+        safe = upper_from_matrix(matrix)
     g = gaps(matrix)
     summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
     rotation = mode(matrix)
@@ -96,6 +112,6 @@ def calibrated(raw: RawPrediction, calibration: Calibration, outlier_score: Floa
         credible_radius_90_deg=column(torch.rad2deg(summary[:, 2])),
         lambda_max=column(-g[:, 0]),
         trace=column(-g.sum(1)),
-        bingham=column(bingham),
+        bingham=column(safe),
         outlier_score=np.where(usable.numpy(), outlier_score, np.nan),
     )

@@ -61,7 +61,8 @@ def predict_particles(
     with progress("predicting", len(rows), options.quiet) as advance:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             raw = predictor.predict(rows[start : start + ROWS_AT_ONCE], batch_size, advance)
-            parts.append(calibrated(raw, factors, outliers.score(raw.features)))
+            scores = outliers.score(raw.features)
+            parts.append(calibrated(raw, factors, scores, model.settings.symmetry))
     prediction = _joined(parts)
     bad = int(np.isnan(prediction.confidence).sum())
     if bad == len(rows):

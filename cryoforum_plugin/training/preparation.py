@@ -27,6 +27,7 @@ from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.training.batches import TrainingData
 from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
+from cryoforum_plugin.training.symmetry_check import check_symmetry
 
 LOG = logging.getLogger("cryoforum")
 SMALLEST_BOX_PX = 16
@@ -57,7 +58,8 @@ def prepare(
 ) -> Prepared:
     """Check the particles, choose the working box, cache the images and rebuild the reference.
 
-    Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training.
+    Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training;
+    SettingsError for a symmetry that the particles contradict.
     """
     particles = _checked(particles, settings)
     reader = StackReader(particles.stacks)
@@ -84,7 +86,11 @@ def prepare(
         return shift_images(found.to(device).float(), shift[position[rows]] * found.shape[-1])
 
     with progress("reference", len(chosen), quiet) as advance:
-        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance)
+        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance, True)
+    check_symmetry(
+        reference.unsymmetrised, settings.symmetry, str(particles.source), settings.training.check_symmetry
+    )
+    reference = replace(reference, unsymmetrised=None)  # frees its memory
     LOG.info("reference: %d particles, %.1f A", len(chosen), reference.resolution_A)
     projector = None
     if settings.training.simulated > 0:
