@@ -65,7 +65,7 @@ def prepare(
     reader = StackReader(particles.stacks)
     box_px = reader.check(particles)
     training_rows, validation_rows = split_rows(
-        particles, settings.training.validation_fraction, settings.training.seed
+        particles, settings.training.validation_fraction, settings.training.seed, settings.symmetry
     )
     chosen = _reference_rows(training_rows, settings)
     measuring = len(chosen) if settings.images.diameter_A is None and settings.images.margin else 0

@@ -8,26 +8,16 @@ import numpy as np
 import pytest
 import roma
 import torch
-from blobs import blob_positions, blob_volume
-from scipy.spatial.transform import Rotation
+from blobs import blob_positions, blob_volume, positions_with
 
 from cryoforum_plugin.errors import SettingsError
-from cryoforum_plugin.geometry import random_quaternions, reduce_to_asymmetric_unit, symmetry_group
+from cryoforum_plugin.geometry import random_quaternions, reduce_to_asymmetric_unit
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.training.reference import Unsymmetrised
 from cryoforum_plugin.training.symmetry_check import check_symmetry, judge
 
 SIZE = 32
-
-
-def positions_with(symmetry: str, blobs: int = 2, seed: int = 3) -> np.ndarray:
-    """Blob centres `(n, 3)` xyz that have the group `symmetry`, in a ball of radius 10 px, far from its axes."""
-    rng = np.random.default_rng(seed)
-    own = rng.standard_normal((blobs, 3))
-    own *= (rng.uniform(7, 10, blobs) / np.linalg.norm(own, axis=1))[:, None]
-    group = Rotation.from_quat(symmetry_group(symmetry))
-    return np.concatenate([operator.apply(own) for operator in group])
 
 
 def half_maps(
