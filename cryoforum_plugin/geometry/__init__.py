@@ -18,9 +18,10 @@ from cryoforum_plugin.geometry.rotations import (
     rotation_vector_to_quaternion,
     super_fibonacci_quaternions,
 )
-from cryoforum_plugin.geometry.symmetry import symmetry_group
+from cryoforum_plugin.geometry.symmetry import COMMON_GROUPS, symmetry_group
 
 __all__ = [
+    "COMMON_GROUPS",
     "angular_distance",
     "angular_distance_to_group",
     "in_asymmetric_unit",

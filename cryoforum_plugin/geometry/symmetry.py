@@ -11,6 +11,30 @@ from scipy.spatial.transform import Rotation
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.particles import FloatArray
 
+# Groups worth trying on data, small ones first. Dn with even n has no other frame: DnY is the same group.
+COMMON_GROUPS: tuple[str, ...] = (
+    *("C2", "C3", "C4", "D2", "C5", "C6", "D3", "D3Y", "C7", "C8", "D4", "C9", "C10", "D5", "D5Y", "C11"),
+    *(
+        "C12",
+        "D6",
+        "T",
+        "D7",
+        "D7Y",
+        "D8",
+        "D9",
+        "D9Y",
+        "D10",
+        "D11",
+        "D11Y",
+        "D12",
+        "O",
+        "I1",
+        "I2",
+        "I3",
+        "I4",
+    ),
+)
+
 # Frame changes from scipy's groups to RELION's settings: F * S * F^-1.
 # RELION T has a 3-fold on z and a 2-fold on (0, 0.8165, 0.5774); I is I2 (2-fold z, 5-fold in xz).
 _X_TO_Y = Rotation.from_euler("z", 90, degrees=True)

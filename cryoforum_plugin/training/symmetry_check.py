@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.errors import SettingsError
-from cryoforum_plugin.geometry import super_fibonacci_quaternions, symmetry_group
+from cryoforum_plugin.geometry import COMMON_GROUPS, super_fibonacci_quaternions, symmetry_group
 from cryoforum_plugin.particles import FloatArray
 from cryoforum_plugin.training.reference import Unsymmetrised
 from cryoforum_plugin.training.symmetry_correlation import Correlation, HalfMaps
@@ -23,11 +22,6 @@ FITS_WITHIN = 3.0  # ... and DOUBTED_BELOW within so many standard errors, ...
 FITS_ERROR = 0.15  # ... themselves no larger than this part of the correlation unturned
 STANDARD_ERRORS = 5.0
 OTHERS = 16  # turns about no axis of any group, for what a map correlates with itself by chance or shape
-CANDIDATES = (
-    *(f"{kind}{n}" for n in range(12, 1, -1) for kind in ("D", "C")),
-    *(f"D{n}Y" for n in (11, 9, 7, 5, 3)),
-    *("T", "O", "I1", "I2", "I3", "I4"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,7 +119,7 @@ def _largest(halves: HalfMaps, symmetry: str, contradicted: bool) -> str | None:
             seen[key] = None if found is None else _fits(found)
         return seen[key]
 
-    for name in _by_size():
+    for name in reversed(COMMON_GROUPS):
         operators = symmetry_group(name)[1:]
         if len(operators) < smallest:
             break
@@ -147,11 +141,6 @@ def _fits(found: Correlation) -> bool:
     return enough and found.ratio >= FITS_FROM and found.standard_error <= FITS_ERROR * found.unturned
 
 
-@lru_cache(maxsize=1)
-def _by_size() -> list[str]:
-    return sorted(CANDIDATES, key=lambda name: -len(symmetry_group(name)))
-
-
 def _canonical(q: FloatArray) -> FloatArray:
     """q or -q, whichever has its first component that is not 0 positive."""
     first = q[np.argmax(np.abs(q) > 1e-6)]
@@ -166,8 +155,12 @@ def _figures(verdict: Verdict) -> str:
     axis = vector / angle
     named = {0: "x", 1: "y", 2: "z"}
     main = int(np.argmax(np.abs(axis)))
+    fits_y = verdict.fits is not None and verdict.fits.endswith("Y")
+    note = (
+        f", which is cryoSPARC's {verdict.fits[:-1]}, with a 2-fold on y" if fits_y and verdict.fits else ""
+    )
     about = named[main] if abs(axis[main]) > 0.9999 else "(" + ", ".join(f"{x:.2f}" for x in axis) + ")"
     return (
         f"turned by {np.degrees(angle):.0f} deg about {about} half map 1 correlates {verdict.worst.turned:.2f} with "
-        f"half map 2, unturned {verdict.worst.unturned:.2f}; of the groups tried the data fit {verdict.fits}"
+        f"half map 2, unturned {verdict.worst.unturned:.2f}; of the groups tried the data fit {verdict.fits}{note}"
     )
