@@ -2,7 +2,7 @@
 
 Five parameters of a particle, three of rotation and two of shift. The Fisher matrix is that of Gaussian noise
 about the noiseless image at the full box, whose derivatives are central differences of the simulator's own
-images, summed in float64: in real space where the noise is white, weighted by the inverse of the noise's mean
+images (with a finer Fourier grid, `refine_grid`), summed in float64: in real space where the noise is white, weighted by the inverse of the noise's mean
 power in Fourier space where it is not. No code of `refinement` takes part.
 """
 
@@ -16,13 +16,27 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cryoforum_plugin.images.fourier import half_multiplicity, shell_index
+from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.simulation.draw import Draw
 from cryoforum_plugin.simulation.simulate import Simulator
+from cryoforum_plugin.simulation.volume import low_pass
 
 STEP_RAD, STEP_PX = 0.005, 0.1
 DRAWS = 200  # errors drawn per particle
 BATCH = 32
+
+
+def refine_grid(simulator: Simulator, volume: Tensor, pixel_size_A: float, padding: int) -> None:
+    """Give `simulator` a Fourier grid `padding` times as fine as the box of `volume`, the map it was made with.
+
+    Linear interpolation between grid points, whose slope is constant from one to the next, adds to the squared
+    derivatives: at the simulator's padding of 2 the bound of the 70S map comes out 1 % too small, with 3 half of that.
+    """
+    settings = simulator.settings
+    if settings.low_pass_A is not None:
+        volume = low_pass(volume, pixel_size_A, settings.low_pass_A)
+    simulator.projector = Projector(volume, pixel_size_A, simulator.box_px, padding)
 
 
 def derivatives(simulator: Simulator, draw: Draw, rows: IntArray) -> Tensor:

@@ -28,6 +28,7 @@ from cryoforum_plugin.simulation.draw import VIEW_JITTER_DEG, Draw
 from cryoforum_plugin.simulation.simulate import Simulator
 
 PARTICLES = SHARED / "real" / "cryosparc_refined" / "t20s_empiar10025_J209_particles.cs"
+PARTICLE_BOX_PX = 256
 PATCHES, PATCH_PIXEL_A = SHARED / "real" / "ice_patches_betagal_192px_1.274A.mrcs", 1.274
 
 
@@ -84,8 +85,7 @@ def measured_draw(draw: Draw, box_px: int, pixel_size_A: float, symmetry: str, s
     copies = group[generator.integers(len(group), size=len(rows))]
     rotation = copies * jitter * Rotation.from_quat(known.require_rotation()[rows])
     assert known.shift_A is not None
-    assert known.box_px is not None or known.pixel_size_A is not None
-    theirs_A = 256 * float(known.pixel_size_A[0])
+    theirs_A = PARTICLE_BOX_PX * float(known.pixel_size_A[0])
     shift_A = known.shift_A[rows] * box_px * pixel_size_A / theirs_A
     return replace(
         draw,

@@ -35,7 +35,7 @@ from common import (
     run,
     write_results,
 )
-from cramer_rao import bound
+from cramer_rao import bound, refine_grid
 from ice_noise import IceSimulator, measured_draw
 
 from cryoforum_plugin.confidence.evaluation import angular_errors
@@ -51,6 +51,7 @@ from cryoforum_plugin.simulation.volume import low_pass, read_map
 from cryoforum_plugin.simulation.write import write_simulation
 
 SEED = 7
+BOUND_PADDING = 3
 MAPS = SHARED / "maps"
 
 
@@ -92,11 +93,14 @@ def simulation(protocol: Protocol, count: int, snr: float) -> tuple[Simulator, D
     return simulator, draw
 
 
-def limit(simulator: Simulator, draw: Draw, most: int) -> dict[str, float]:
-    """The bound over at most `most` particles of the test third."""
+def limit(protocol: Protocol, options: argparse.Namespace) -> dict[str, float]:
+    """The bound over at most `bound_particles` particles of the test third."""
+    simulator, draw = simulation(protocol, options.count, options.snr)
+    most = options.bound_particles
     first = round((TRAINING + VALIDATION) * len(draw))
     rows = np.linspace(first, len(draw) - 1, min(most, len(draw) - first)).astype(np.int64)
     variance = simulator.noise_std(draw) ** 2
+    refine_grid(simulator, *read_map(protocol.map), BOUND_PADDING)
     power = simulator.power * variance if isinstance(simulator, IceSimulator) else None
     return bound(simulator, draw, rows, variance, power)
 
@@ -227,7 +231,7 @@ def main() -> None:
         "protocol": options.protocol,
         "snr": options.snr,
         "preset": options.preset,
-        "bound": limit(*simulation(protocol, options.count, options.snr), options.bound_particles),
+        "bound": limit(protocol, options),
     }
     if options.bound_only:
         print(json.dumps(result, indent=2))

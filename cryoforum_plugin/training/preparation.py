@@ -31,6 +31,7 @@ from cryoforum_plugin.training.symmetry_check import check_symmetry
 
 LOG = logging.getLogger("cryoforum")
 SMALLEST_BOX_PX = 16
+LARGEST_CHECKED_PX = 192  # above, turning maps to check the symmetry takes too much memory
 LARGEST_SHIFT = 0.12  # fraction of the window: beyond, particles are cut off
 
 
@@ -86,7 +87,8 @@ def prepare(
         return shift_images(found.to(device).float(), shift[position[rows]] * found.shape[-1])
 
     with progress("reference", len(chosen), quiet) as advance:
-        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance, True)
+        checked = pipeline.box.size_px <= LARGEST_CHECKED_PX
+        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance, checked)
     check_symmetry(
         reference.unsymmetrised, settings.symmetry, str(particles.source), settings.training.check_symmetry
     )

@@ -50,10 +50,11 @@ class Verdict:
 def check_symmetry(maps: Unsymmetrised | None, symmetry: str, source: str, refuse: bool) -> None:
     """Refuse, doubt or accept `symmetry` by the particles' own half maps; log what was found.
 
-    maps : None = nothing to check. refuse : False turns a refusal into a warning.
+    maps : None = not known, nothing is checked. refuse : False turns a refusal into a warning.
     Raises SettingsError, with figures and the group that fits, where an operator is contradicted.
     """
     if maps is None:
+        LOG.info("symmetry %s was not checked against the particles", symmetry)
         return
     verdict = judge(maps, symmetry)
     worst = verdict.worst
