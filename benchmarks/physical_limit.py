@@ -37,13 +37,12 @@ from common import (
 )
 from cramer_rao import bound, refine_grid
 from ice_noise import IceSimulator, measured_draw
+from limit_maps import compare_maps
 
 from cryoforum_plugin.confidence.evaluation import angular_errors
 from cryoforum_plugin.confidence.matching import match_rows
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.images.fourier import soft_mask
-from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
 from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.simulation.draw import Draw, SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
@@ -152,38 +151,6 @@ def predict(work: Path, name: str, protocol: Protocol, extra: Sequence[object]) 
     }
 
 
-def maps(work: Path, protocol: Protocol, table: str) -> dict[str, Any]:
-    """Reconstruct the test third from true poses and from those of `table`; FSC in Fourier shells."""
-    true, pixel_A = read_map(work / "true_map.mrc")
-    n = len(true)
-    mask = soft_mask(n, n / 2 - 6, 6, 3)
-    result: dict[str, Any] = {"shell_A": round(n * pixel_A, 2)}
-    volumes = {}
-    for name, star in (("true_poses", "sim/test.star"), ("predicted_poses", table)):
-        run(
-            work, "reconstruct", star, "-o", name, "--symmetry", protocol.symmetry, "--json", f"{name}.json",
-            "--overwrite", "--quiet",
-        )  # fmt: skip
-        halves = np.genfromtxt(work / name / "fsc.csv", delimiter=",", names=True)["fsc"]
-        volumes[name] = read_map(work / name / "map.mrc")[0]
-        with_true = fourier_shell_correlation(volumes[name] * mask, true * mask)
-        result[name] = json.loads((work / f"{name}.json").read_text()) | {
-            "last_shell_halves_0143": last_shell(halves, 0.143),
-            "last_shell_true_map_05": last_shell(with_true.numpy(), 0.5),
-            "fsc_halves": [round(float(x), 4) for x in halves],
-            "fsc_true_map": [round(float(x), 4) for x in with_true],
-        }
-    both = fourier_shell_correlation(volumes["true_poses"] * mask, volumes["predicted_poses"] * mask)
-    result["fsc_between_them"] = [round(float(x), 4) for x in both]
-    return result
-
-
-def last_shell(fsc: np.ndarray[Any, np.dtype[Any]], threshold: float) -> int:
-    """The last shell before the FSC first falls below `threshold`."""
-    below = np.flatnonzero(fsc[1:] < threshold)
-    return int(below[0]) if len(below) else len(fsc) - 1
-
-
 def measure(protocol: Protocol, options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Simulate, train, predict three times, reconstruct; return the figures."""
     steps: dict[str, Any] = {"simulate": _simulate(protocol, options, work)}
@@ -200,7 +167,7 @@ def measure(protocol: Protocol, options: argparse.Namespace, work: Path) -> dict
     result: dict[str, Any] = {"steps": steps}
     for name, extra in VARIANTS.items():
         result[name] = predict(work, name, protocol, [] if options.stub_refine else extra)
-    result["maps"] = maps(work, protocol, "own_reference.star")
+    result["maps"] = compare_maps(work, protocol.symmetry, "own_reference.star")
     return result
 
 

@@ -18,7 +18,7 @@ LOG = logging.getLogger("cryoforum")
 REFUSED_BELOW = 0.8  # of the correlation unturned; a map that has the symmetry comes out at 1 but for noise
 DOUBTED_BELOW = 0.95
 FITS_FROM = 0.7  # what a group must reach to be suggested, ...
-FITS_WITHIN = 3.0  # ... and DOUBTED_BELOW within so many standard errors, ...
+FITS_WITHIN = 4.0  # ... and DOUBTED_BELOW within so many standard errors, ...
 FITS_ERROR = 0.15  # ... themselves no larger than this part of the correlation unturned
 STANDARD_ERRORS = 5.0
 OTHERS = 16  # turns about no axis of any group, for what a map correlates with itself by chance or shape
@@ -39,12 +39,12 @@ class Verdict:
     @property
     def contradicted(self) -> bool:
         """Whether an operator turns the map into something else, beyond any doubt."""
-        return self.worst is not None and _worse(self.worst, REFUSED_BELOW)
+        return self.worst is not None and _contradicts(self.worst)
 
     @property
     def doubtful(self) -> bool:
         """Whether an operator does not quite turn the map into itself."""
-        return self.worst is not None and _worse(self.worst, DOUBTED_BELOW)
+        return self.worst is not None and not _may_be_symmetry(self.worst)
 
 
 def check_symmetry(maps: Unsymmetrised | None, symmetry: str, source: str, refuse: bool) -> None:
@@ -92,13 +92,19 @@ def judge(maps: Unsymmetrised, symmetry: str) -> Verdict:
     if 2 * len(found) < len(operators):
         return Verdict(None)
     same = (Correlation(1.0, 1.0, 0.0), np.array([0.0, 0.0, 0.0, 1.0]))
-    worst, turn = min(found, key=lambda pair: pair[0].ratio, default=same)
-    return Verdict(worst, turn, _largest(halves, symmetry, _worse(worst, DOUBTED_BELOW)))
+    worst, turn = min(found, key=lambda pair: (not _contradicts(pair[0]), pair[0].ratio), default=same)
+    return Verdict(worst, turn, _largest(halves, symmetry, not _may_be_symmetry(worst)))
 
 
-def _worse(found: Correlation, than: float) -> bool:
-    margin = than * found.unturned - found.turned
-    return margin > 0 and found.unturned - found.turned > STANDARD_ERRORS * found.standard_error
+def _contradicts(found: Correlation) -> bool:
+    """Whether a turn is certainly no symmetry."""
+    apart = found.unturned - found.turned
+    return found.ratio < REFUSED_BELOW and apart > STANDARD_ERRORS * found.standard_error
+
+
+def _may_be_symmetry(found: Correlation) -> bool:
+    """Whether the correlation turned reaches DOUBTED_BELOW of that unturned, but for noise."""
+    return found.turned + FITS_WITHIN * found.standard_error >= DOUBTED_BELOW * found.unturned
 
 
 def _alike_everywhere(halves: HalfMaps) -> bool:
@@ -138,8 +144,11 @@ def _largest(halves: HalfMaps, symmetry: str, contradicted: bool) -> str | None:
 
 def _fits(found: Correlation) -> bool:
     """Whether a turn may be called a symmetry; turns that too few frequencies tell of (None) are passed over."""
-    enough = found.turned + FITS_WITHIN * found.standard_error >= DOUBTED_BELOW * found.unturned
-    return enough and found.ratio >= FITS_FROM and found.standard_error <= FITS_ERROR * found.unturned
+    return (
+        _may_be_symmetry(found)
+        and found.ratio >= FITS_FROM
+        and found.standard_error <= FITS_ERROR * found.unturned
+    )
 
 
 def _canonical(q: FloatArray) -> FloatArray:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import roma
 import torch
 from blobs import blob_positions, blob_volume, positions_with
+from chain import TINY, cryoforum, succeed
 
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import random_quaternions, reduce_to_asymmetric_unit
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.reconstruction.backproject import BackProjector
+from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.training.reference import Unsymmetrised
 from cryoforum_plugin.training.symmetry_check import check_symmetry, judge
 
@@ -136,3 +139,22 @@ def test_noise_does_not_make_the_own_group_a_contradiction() -> None:
     for seed in range(20):
         maps = half_maps(positions_with("D2"), count=60, noise=6.0, seed=seed)
         assert not judge(maps, "D2").contradicted
+
+
+def test_train_refuses_before_it_writes_anything(tmp_path: Path) -> None:
+    write_map(tmp_path / "map.mrc", blob_volume(positions_with("C2"), SIZE), 5.0)
+    succeed("simulate", tmp_path / "map.mrc", "-o", tmp_path / "sim", "--count", 200, "--snr", 1, "--quiet")
+    done = cryoforum(
+        "train",
+        tmp_path / "sim" / "particles.star",
+        "-o",
+        tmp_path / "model",
+        "--symmetry",
+        "C4",
+        "--quiet",
+        *TINY,
+    )
+    assert done.exit_code != 0
+    assert "C4 does not fit the particles: turned by 90 deg about z" in done.output
+    assert "the data fit C2" in done.output
+    assert not (tmp_path / "model").exists()

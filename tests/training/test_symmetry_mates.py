@@ -17,7 +17,12 @@ from particle_tables import make_particles, make_prediction
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.calibration import RawPrediction, fit
 from cryoforum_plugin.confidence.evaluation import evaluate
-from cryoforum_plugin.geometry import random_quaternions, symmetry_group
+from cryoforum_plugin.geometry import (
+    angular_distance,
+    quaternion_to_relion_euler,
+    random_quaternions,
+    symmetry_group,
+)
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.posterior import align_to_copy, matrix_about, matrix_from_upper, mode, upper_from_matrix
@@ -183,3 +188,26 @@ def test_a_whole_training_with_mates_has_the_same_loss_curve(mates: Mates, tmp_p
         curves.append([columns[key] for key in ("train_loss", "validation_loss")])
     # 96 steps multiply rounding: poses moved by 1e-7 rad change the curve as much
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-2)
+    out = tmp_path / "predicted.star"
+    succeed(
+        "predict",
+        tmp_path / "train",
+        tmp_path / "sim" / "test.star",
+        "-o",
+        out,
+        "--quiet",
+        "--data-root",
+        tmp_path,
+    )
+    predicted = formats.read_particles(out, tmp_path)
+    assert predicted.prediction is not None
+    assert predicted.prediction.bingham is not None
+    found = torch.from_numpy(predicted.require_rotation())
+    exported = mode(matrix_from_upper(torch.from_numpy(predicted.prediction.bingham).double()))
+    assert angular_distance(found, exported).max() < 1e-4
+    tilt, rot = (
+        quaternion_to_relion_euler(found.numpy())[:, 1],
+        quaternion_to_relion_euler(found.numpy())[:, 0],
+    )
+    assert tilt.max() < 90.001  # RELION's unit of D2
+    assert (rot > -0.001).all()
