@@ -123,8 +123,8 @@ def _bound(pipeline: ImagePipeline, particles: ParticleSet, rows: IntArray, true
     refiner = Refiner(pipeline, {0: true_map}, DIAMETER_A)
     truth = _started(particles, rows, 1e-3)
     refiner.refine(rows, truth, lambda steps, note: None)  # measures noise and contrast
-    (key,) = refiner._solvers
-    solver, error = refiner._solvers[key]
+    (key,) = refiner._against
+    solver, error = refiner._against[key].solver, refiner._against[key].error
     assert isinstance(solver, Solver)
     assert particles.shift_A is not None
     pixel_A = float(refiner.pipeline.sampling_A(rows[:1])[0])

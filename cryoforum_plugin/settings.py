@@ -90,7 +90,8 @@ class TrainingSettings:
     branches : single; siamese (batches of pairs); all_pairs (every pair of a batch from one pass). For
     siamese, batch_size counts pairs; pairs : random or stratified (equal numbers in bins of distance);
     pair_fraction of all ordered pairs make an epoch, at least 1,024, at most 250,000 or as many as particles. freeze : none, early (first half of the encoder) or encoder keep the weights they
-    start with (see --init-from), for freeze_epochs (None = all).
+    start with (see --init-from), for freeze_epochs (None = all). half_sets : a model for each half set; None =
+    where each has enough particles. folds : models trained on all but a fold each; 1 = one model of all.
     """
 
     epochs: int | None = None
@@ -111,10 +112,25 @@ class TrainingSettings:
     pair_fraction: float = 0.01
     freeze: str = "none"
     freeze_epochs: int | None = None
+    half_sets: bool | None = None
+    folds: int = 1
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
     check_symmetry: bool = True
     seed: int = 1
+
+
+@dataclass(frozen=True)
+class MapAloneSettings:
+    """Images made from a map where there are no refined particles.
+
+    images : how many are made. centring : s.d. of the particle's place along x and y, fraction of the box.
+    contrast_spread : s.d. of the logarithm of the contrast of validation images.
+    """
+
+    images: int = 4000
+    centring: float = 0.015
+    contrast_spread: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,7 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    map_alone: MapAloneSettings = field(default_factory=MapAloneSettings)
 
 
 DEFAULT_VIEWS = 2  # test-time views of a prediction: 4 and 8 gain 1 % (docs/benchmarks.md)
@@ -251,6 +268,15 @@ OPTIONS = {  # options that every front end has, and the settings they stand for
     "seed": "training.seed",
     "contrast": "images.contrast",
 }
+
+
+def implied_by_source(simulated_only: bool, alone: bool) -> dict[str, Any]:
+    """{"section.key": value} of a training on simulated images only, perhaps with a map and no refined particle.
+
+    Alone, the images that lend their noise have no spread of contrast of their own: more is drawn in training.
+    """
+    values = {"training.simulated": 1.0} if simulated_only or alone else {}
+    return values | ({"training.noise_range": 1.4} if alone else {})
 
 
 def option_values(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`<stem>_posterior.npz` beside a .cs file: what has no place in cryoSPARC's table, keyed by uid.
 
-Arrays: uid `(n,)`, those of bingham `(n, 10)`, lambda_max, trace and expected_shift_error_A `(n,)` that
-are known, and slot_names, slot_numbers: which components_mode_k slot of the table holds which quantity.
+Arrays: uid `(n,)`, those of bingham `(n, 10)`, lambda_max, trace, expected_shift_error_A and
+in_training `(n,)` that are known, and slot_names, slot_numbers: which components_mode_k slot of the table holds which quantity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryosparc_job.cs_file import Records
 
 logger = logging.getLogger("cryoforum")
 
-SIDE_FIELDS = ("bingham", "lambda_max", "trace", "expected_shift_error_A")
+SIDE_FIELDS = ("bingham", "lambda_max", "trace", "expected_shift_error_A", "in_training")
 
 
 def posterior_path(path: Path) -> Path:

@@ -22,6 +22,7 @@ from cryosparc_job.cs_file import CsHost, Records, numbered, table_of, with_fiel
 from cryosparc_job.groups import GROUP_SUFFIX, group_text
 from cryosparc_job.posterior_file import pack_posterior, posterior_path
 
+SPLIT = "alignments3D/split"
 SLOT_FIELDS = ("confidence", "expected_error_deg", "credible_radius_90_deg", "outlier_score")
 
 
@@ -51,6 +52,8 @@ def write_particles(
     values = writable(particles, prediction, host.rotation, host.shift_A)
     fields, slots = _path_fields(host, particles.source.parent, path.parent), host.slots
     fields |= _pose_fields(host.records, values)
+    if SPLIT not in (host.records.dtype.names or ()):
+        fields |= _half_set_fields(particles)
     if values.prediction is not None:
         slots = _slots(host.records, values.prediction, slots)
         fields |= _slot_fields(values.prediction, slots)
@@ -183,9 +186,13 @@ def _alignment_fields(particles: ParticleSet) -> dict[str, NDArray[Any]]:
         "alignments3D/pose": quaternion_to_rotation_vector(particles.rotation).astype("<f4"),
         "alignments3D/psize_A": particles.pixel_size_A.astype("<f4"),
     }
-    if (particles.half_set > 0).all():
-        fields = {"alignments3D/split": (particles.half_set - 1).astype("<u4"), **fields}
-    return fields
+    return _half_set_fields(particles) | fields
+
+
+def _half_set_fields(particles: ParticleSet) -> dict[str, NDArray[Any]]:
+    """Half sets, counted from 0, where every particle has one."""
+    known = len(particles) and (particles.half_set > 0).all()
+    return {SPLIT: (particles.half_set - 1).astype("<u4")} if known else {}
 
 
 def _relative(stacks: list[Path], path: Path, data_root: Path | None) -> list[str]:

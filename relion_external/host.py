@@ -14,6 +14,7 @@ ORIGIN_A = ("rlnOriginXAngst", "rlnOriginYAngst")
 ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+HALF_SET = "rlnRandomSubset"
 CONFIDENCE = "rlnParticleFigureOfMerit"
 EXPECTED_ERROR = "rlnAccuracyRotations"
 EXPECTED_SHIFT_ERROR = "rlnAccuracyTranslationsAngst"
@@ -25,6 +26,7 @@ SCALARS = {  # label: field of Prediction
     "cryoforumLambdaMax": "lambda_max",
     "cryoforumTrace": "trace",
     "cryoforumOutlierScore": "outlier_score",
+    "cryoforumInTraining": "in_training",
 }
 BINGHAM = tuple(f"cryoforumBingham{i}" for i in range(1, 11))
 PRIORS = ("rlnAngleRotPrior", "rlnAngleTiltPrior", "rlnAnglePsiPrior")

@@ -186,7 +186,17 @@ class PredictJob(CryoforumJob):
     SUMMARY = "Predict orientations and their uncertainty with a trained model"
     PARTICLES = "Particles:"
     PARTICLES_HELP = "Particles of the same protein; orientations they have are replaced."
-    OPTIONS = ("in_parts", "in_mask", "model", "contrast", *CRITERIA, "views", "reconstruct", "device")
+    OPTIONS = (
+        "in_parts",
+        "in_mask",
+        "model",
+        "contrast",
+        *CRITERIA,
+        "views",
+        "refine",
+        "reconstruct",
+        "device",
+    )
     MADE = ("predicted.star", "logfile.pdf")
 
 
@@ -217,7 +227,7 @@ class PipelineJob(CryoforumJob):
     PARTICLES_HELP = PredictJob.PARTICLES_HELP
     OPTIONS = (
         *("in_parts", "in_mask", "train_particles", "symmetry", "contrast", *TRAINING),
-        *("min_confidence", "max_error", "keep", "views", "reconstruct", "device"),
+        *("min_confidence", "max_error", "keep", "views", "refine", "reconstruct", "device"),
     )
     DEFAULTS = (("symmetry", "C1"), ("reconstruct", True))
     MADE = ("model/model.pt", "predicted.star", "selected.star", "logfile.pdf")

@@ -167,6 +167,13 @@ def _output() -> dict[str, Any]:
             "more accurate.",
             **_in_output(),
         ),
+        "refine": BooleanJobOption(
+            label="Refine predicted poses?",
+            default_value=True,
+            help_text="Refine the predicted poses against the map of the particles that the model learned from, each "
+            "half set against its own. Slower, and several times as accurate.",
+            **_in_output(),
+        ),
         "reconstruct": BooleanJobOption(
             label="Reconstruct half maps?",
             default_value=False,

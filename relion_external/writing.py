@@ -16,7 +16,7 @@ from cryoforum_plugin.geometry.rotations import quaternion_to_relion_euler
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 from cryoforum_plugin.particles.writable import Writable, writable
-from relion_external.host import ANGLES, BINGHAM, ORIGIN_A, ORIGIN_PX, PRIORS, SCALARS, StarHost
+from relion_external.host import ANGLES, BINGHAM, HALF_SET, ORIGIN_A, ORIGIN_PX, PRIORS, SCALARS, StarHost
 from relion_external.star import StarDocument, Table, new_table, quote
 
 logger = logging.getLogger("cryoforum")
@@ -68,6 +68,8 @@ def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[s
     if values.shift_A is not None:
         for labels, per_A in _origin_labels(host, particles.pixel_size_A):
             columns |= _changed(table, labels, values.shift_A * per_A[:, None], values.shift_changed)
+    if _gained_half_sets(table, particles):
+        columns[HALF_SET] = [str(i) for i in particles.half_set.tolist()]
     if prediction is None:
         return columns
     for label, name in SCALARS.items():
@@ -77,6 +79,12 @@ def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[s
     if prediction.bingham is not None:
         columns |= {label: _tokens(prediction.bingham[:, i], _general) for i, label in enumerate(BINGHAM)}
     return columns
+
+
+def _gained_half_sets(table: Table, particles: ParticleSet) -> bool:
+    """Whether every particle has a half set, and none in the table."""
+    first = table.tokens(HALF_SET)[0][0] if HALF_SET in table and len(table) else "0"
+    return first not in ("1", "2") and bool((particles.half_set > 0).all())
 
 
 def _origin_labels(host: StarHost, pixel_size_A: FloatArray) -> list[tuple[tuple[str, str], FloatArray]]:
@@ -176,7 +184,7 @@ def _particle_columns(particles: ParticleSet) -> dict[str, list[str]]:
     if (particles.micrograph >= 0).all():
         columns["rlnMicrographName"] = [f"micrograph{i:06d}.mrc" for i in particles.micrograph.tolist()]
     if (particles.half_set > 0).all():  # RELION refuses 0 beside 1 and 2
-        columns["rlnRandomSubset"] = [str(i) for i in particles.half_set.tolist()]
+        columns[HALF_SET] = [str(i) for i in particles.half_set.tolist()]
     if particles.rotation is not None:
         angles = quaternion_to_relion_euler(particles.rotation)
         columns |= {label: _tokens(angles[:, i], _fixed) for i, label in enumerate(ANGLES)}

@@ -25,6 +25,7 @@ MODEL_FILES = {
     "report.html",
     "log.txt",
     "reference.mrc",
+    "references.pt",
     "checkpoint",
 }
 
@@ -72,7 +73,9 @@ def test_prediction_keeps_the_table_and_writes_finite_columns(chain: Path) -> No
     assert np.isfinite(columns.select_dtypes("number").to_numpy()).all()
     assert columns["rlnParticleFigureOfMerit"].between(0, 1).all()
     assert columns["cryoforumOutlierScore"].between(0, 1).all()
-    assert (columns["cryoforumCredibleRadius90"] > columns["rlnAccuracyRotations"]).all()
+    for label in ("cryoforumCredibleRadius90", "rlnAccuracyRotations"):
+        assert columns[label].between(0, 180, inclusive="right").all()
+    assert (columns["cryoforumInTraining"] == 0).all()
     assert (columns["cryoforumTrace"] < columns["cryoforumLambdaMax"]).all()
 
 
@@ -118,7 +121,7 @@ def test_same_seed_same_model_and_resume_equals_straight_through(
     assert "not finished: run train again with --resume" in refused.stderr
     other = cryoforum("train", star, "-o", model, "--resume", "--quiet", *TINY, "--batch-size", "32")
     assert other.exit_code == 1
-    assert "started with other particles or settings" in other.stderr
+    assert "started with other particles, map or settings" in other.stderr
     succeed("train", star, "-o", model, "--resume", "--quiet", *TINY)
     straight, resumed = (load_model(path, torch.device("cpu")) for path in (chain / "model", model))
     for name, value in straight.network.state_dict().items():

@@ -61,6 +61,17 @@ training_options = options(
         help=f"Part kept for validation  [default: {_DEFAULT.training.validation_fraction}, or the preset's]",
     ),
     click.option(
+        "--half-sets/--no-half-sets",
+        default=None,
+        help="A model for each half set, so that nothing crosses between them  [default: from 5,000 particles in each on]",
+    ),
+    click.option(
+        "--folds",
+        type=click.IntRange(1, 10),
+        default=None,
+        help="Models trained on all but a fold each, so that the training particles can be predicted too  [default: 1]",
+    ),
+    click.option(
         "--init-from",
         type=OUTPUT_PATH,
         metavar="MODEL_DIR",
@@ -90,6 +101,19 @@ views_option = click.option(
     show_default=True,
     help="Test-time in-plane views of each image: more is slower and a little more accurate.",
 )
+refinement_options = options(
+    click.option(
+        "--refine/--no-refine",
+        default=None,
+        help="Refine the predicted poses against a reference  [default: where the model has one]",
+    ),
+    click.option(
+        "--reference",
+        type=INPUT_FILE,
+        metavar="MAP",
+        help="Refine against this map, in the frame of the training  [default: the model's own, by half set]",
+    ),
+)
 prediction_options = options(
     views_option,
     click.option(
@@ -98,7 +122,26 @@ prediction_options = options(
         default=None,
         help="Images at a time  [default: 64 on a CPU, 512 on a GPU]",
     ),
+    refinement_options,
 )
+
+
+def prediction_choices(values: dict[str, Any]) -> Any:
+    """PredictOptions from the values of `prediction_options` and `contrast_options`; those not there stay as by default."""
+    from cryoforum_plugin.prediction.run import PredictOptions
+
+    if values.get("reference") is not None and values["refine"] is False:
+        raise click.UsageError("--reference needs refinement; leave out --no-refine")
+    return PredictOptions(
+        int(values["views"]),
+        values.get("batch_size"),
+        values["contrast"],
+        bool(values.get("quiet")),
+        values.get("refine"),
+        values.get("reference"),
+    )
+
+
 selection_options = options(
     click.option("--min-confidence", type=click.FloatRange(0, 1), help="Smallest calibrated confidence."),
     click.option(
@@ -121,8 +164,11 @@ selection_options = options(
 )
 
 
-def training_settings(values: dict[str, Any]) -> Settings:
-    """Settings from the values of `training_options`: preset, then config file, then options, then --set."""
+def training_settings(values: dict[str, Any], implied: dict[str, Any] | None = None) -> Settings:
+    """Settings from the values of `training_options`: preset, then config file, then options, then --set.
+
+    implied : {"section.key": value} of what other options stand for.
+    """
     from cryoforum_plugin.errors import SettingsError
     from cryoforum_plugin.settings import assemble, option_values, parse_assignments, read_config
 
@@ -141,7 +187,10 @@ def training_settings(values: dict[str, Any]) -> Settings:
             "images.diameter_A": values["diameter"],
             "images.ctf": "none" if values["no_ctf"] else None,
             "training.validation_fraction": values["validation_fraction"],
-        },
+            "training.half_sets": values["half_sets"],
+            "training.folds": values["folds"],
+        }
+        | (implied or {}),
         assignments=assignments,
     )
 

@@ -20,7 +20,7 @@ from cryoforum_plugin.cli.common import (
     quiet_option,
     write_json,
 )
-from cryoforum_plugin.cli.options import prediction_options
+from cryoforum_plugin.cli.options import prediction_choices, prediction_options
 
 
 @click.command(name="predict")
@@ -41,22 +41,24 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.network.model import load_model
-    from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
+    from cryoforum_plugin.prediction.members import ready
+    from cryoforum_plugin.prediction.run import predict_particles
 
+    choices = prediction_choices(options)
     for path in (*formats.files_of(output), options["json_file"]):
         if path is not None:
             check_file(path, options["overwrite"])
     formats.adapter_for(output)
     device = choose_device(options["device"])
     model = load_model(model_dir, device)
-    table = formats.read_particles(particles, options["data_root"])
+    table = ready(model, formats.read_particles(particles, options["data_root"]))
     start = time.monotonic()
     prediction = predict_particles(
         model,
         table,
         device,
         choose_precision(options["precision"], device),
-        PredictOptions(int(options["views"]), options["batch_size"], options["contrast"], options["quiet"]),
+        choices,
     )
     seconds = time.monotonic() - start
     formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])
@@ -78,6 +80,7 @@ def _summary(prediction: Any, seconds: float) -> dict[str, Any]:
     return {
         "n": len(prediction),
         "unusable": int(np.isnan(prediction.confidence).sum()),
+        "in_training": int(np.nansum(prediction.in_training)),
         "seconds": round(seconds, 3),
         "particles_per_s": round(len(prediction) / max(seconds, 1e-9), 1),
         "median_expected_error_deg": float(np.nanmedian(prediction.expected_error_deg)),

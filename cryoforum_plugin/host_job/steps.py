@@ -18,6 +18,7 @@ from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
+from cryoforum_plugin.prediction.members import ready
 from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
@@ -99,6 +100,8 @@ def train_model(
         f"validation median, {views} views (deg)": round(values["validation_median_deg"], 3)
         for views, values in calibration["views"].items()
     }
+    if "refined" in calibration:
+        errors["validation median, refined (deg)"] = round(calibration["refined"]["validation_median_deg"], 3)
     best_deg = min(errors.values())
     if best_deg > USELESS_DEG:
         LOG.warning("the model is %.0f deg off (median of the validation particles): train longer, or on more "
@@ -129,6 +132,8 @@ def prediction_identity(table: Path, model_folder: Path, options: PredictOptions
         "model": checksum(model_folder / "model.pt"),
         "views": options.views,
         "contrast": options.contrast,
+        "refine": options.refine,
+        "reference": None if options.reference is None else checksum(options.reference),
         "version": __version__,
     }
 
@@ -151,6 +156,7 @@ def predict_table(
     if record.finished("predict", identity, output):
         LOG.info("predicting: finished in an earlier run, kept")
         return
+    particles = ready(model, particles)
     data = _told(describe(name, particles))
     record.note("predict", {**data, "identity": identity})  # from here on what `output` holds is not known
     device = choose_device(device_name)

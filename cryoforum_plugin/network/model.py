@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import ModelError, SettingsError
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.network.pose_network import PoseNetwork
@@ -25,6 +27,9 @@ class Model:
     """A network with its settings and working box.
 
     calibration : what `training.calibrate` measured. outliers : state of `confidence.outliers.OutlierModel`.
+    half_set : of the particles it learned from, 0 = of both, or they had none. seen : `image_keys` of those
+    particles, int64, ascending. directory : the folder it was read from. members : the models of half sets and folds that this
+    one stands for; its own network is then that of the first.
     """
 
     network: PoseNetwork
@@ -32,6 +37,15 @@ class Model:
     box: WorkingBox
     calibration: dict[str, Any]
     outliers: dict[str, Any]
+    half_set: int = 0
+    seen: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    directory: Path | None = None
+    members: tuple[Model, ...] = ()
+
+    @property
+    def alone(self) -> tuple[Model, ...]:
+        """The models that each predict by themselves: the members, or this one."""
+        return self.members or (self,)
 
 
 def build_network(settings: Settings, size_px: int) -> PoseNetwork:
@@ -52,14 +66,33 @@ def save_model(directory: Path, model: Model, provenance: dict[str, Any]) -> Non
         "weights": model.network.state_dict(),
         "outliers": model.outliers,
         "calibration": model.calibration,
+        "half_set": model.half_set,
+        "seen": model.seen,
     }
-    for name, data in (
-        ("calibration.json", model.calibration),
-        ("config.json", {"settings": flatten(model.settings), "box": content["box"], **provenance}),
-    ):
-        with atomic_file(directory / name, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(data, indent=2) + "\n")
+    _write_json(directory / "calibration.json", model.calibration)
+    _write_json(
+        directory / "config.json", {"settings": flatten(model.settings), "box": content["box"], **provenance}
+    )
     write_tensors(directory / "model.pt", content)
+
+
+def save_members(
+    directory: Path, names: Sequence[str], calibration: dict[str, Any], provenance: dict[str, Any]
+) -> None:
+    """Write calibration.json, config.json and last model.pt of a folder whose models lie in its folders `names`.
+
+    calibration : what holds for all of them together. provenance : plain data, settings among them.
+    """
+    members = {name: checksum(directory / name / "model.pt") for name in names}
+    _write_json(directory / "calibration.json", calibration)
+    _write_json(directory / "config.json", provenance | {"members": list(names)})
+    content = {"format_version": FORMAT_VERSION, "cryoforum_version": __version__, "members": members}
+    write_tensors(directory / "model.pt", content | {"calibration": calibration})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_file(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -71,7 +104,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_model(directory: Path, device: torch.device) -> Model:
-    """Read a model directory; weights in evaluation mode on `device`.
+    """Read a model directory, with its members where it has them; weights in evaluation mode on `device`.
 
     Raises ModelError when it is missing, unfinished, damaged, or written by a newer version.
     """
@@ -100,6 +133,11 @@ def load_model(directory: Path, device: torch.device) -> Model:
             f"{path} was written by cryoforum {content.get('cryoforum_version')}, newer than this one "
             f"({__version__}); update cryoforum"
         )
+    if "members" in content:
+        members = tuple(load_model(directory / name, device) for name in content["members"])
+        return replace(
+            members[0], calibration=content["calibration"], half_set=0, directory=directory, members=members
+        )
     try:
         settings = with_values(Settings(), content["settings"])
         box = WorkingBox(float(content["box"]["side_A"]), int(content["box"]["size_px"]))
@@ -116,4 +154,13 @@ def load_model(directory: Path, device: torch.device) -> Model:
             f"{directory} is damaged ({type(error).__name__}: {error}); copy it again or train again"
         ) from error
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Model(network, settings, box, calibration, outliers)
+    return Model(
+        network,
+        settings,
+        box,
+        calibration,
+        outliers,
+        int(content.get("half_set", 0)),
+        content.get("seen", torch.zeros(0, dtype=torch.int64)),
+        directory,
+    )

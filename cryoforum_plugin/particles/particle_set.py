@@ -45,6 +45,7 @@ class Prediction:
     lambda_max, trace : `(n,)` paper statistics (6) and (7), negative, more negative = more certain.
     bingham : `(n, 10)` upper triangle, row by row, of the calibrated 4x4 matrix A; p(q) ~ exp(-q'Aq).
     outlier_score : `(n,)` in [0, 1], higher = less like the training particles.
+    in_training : `(n,)` 1 where the model that predicted the particle had learned from it, else 0.
     """
 
     confidence: FloatArray
@@ -57,6 +58,7 @@ class Prediction:
     trace: FloatArray | None = None
     bingham: FloatArray | None = None
     outlier_score: FloatArray | None = None
+    in_training: FloatArray | None = None
 
     def __getitem__(self, rows: Any) -> Prediction:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -56,16 +56,16 @@ def _by_blocks(bingham: Tensor, figure: Callable[[Tensor, Tensor], Tensor]) -> T
     return torch.cat([figure(*_angle_table(block)) for block in blocks])
 
 
-def _interpolate(x: Tensor, y: Tensor, at: float) -> Tensor:
-    """Piecewise linear y(x) `(n,)` at one value for every row of ascending x, y `(n, a)`."""
-    target = torch.full_like(x[:, :1], at)
+def _interpolate(x: Tensor, y: Tensor, at: float | Tensor) -> Tensor:
+    """Piecewise linear y(x) `(n,)` at one value, or one `(n,)` for every row, of ascending x, y `(n, a)`."""
+    target = torch.full_like(x[:, :1], at) if isinstance(at, float) else at[:, None].to(x)
     right = torch.searchsorted(x.contiguous(), target).clamp(1, x.shape[1] - 1)
     x0, x1, y0, y1 = (table.gather(1, index) for table in (x, y) for index in (right - 1, right))
     fraction = ((target - x0) / (x1 - x0).clamp(min=1e-15)).clamp(0, 1)
     return (y0 + fraction * (y1 - y0)).squeeze(1)
 
 
-def _radius(angle: Tensor, probability: Tensor, level: float) -> Tensor:
+def _radius(angle: Tensor, probability: Tensor, level: float | Tensor) -> Tensor:
     return _interpolate(probability, angle, level)
 
 
@@ -77,8 +77,14 @@ def _mean(angle: Tensor, probability: Tensor) -> Tensor:
     return (probability.diff(dim=1) * (angle[:, 1:] + angle[:, :-1]) / 2).sum(1)
 
 
-def credible_radius(bingham: Tensor, level: float) -> Tensor:
-    """Radius in rad `(n,)` of the ball about the mode that holds probability `level`; bingham `(n, 10)`."""
+def credible_radius(bingham: Tensor, level: float | Tensor) -> Tensor:
+    """Radius in rad `(n,)` of the ball about the mode that holds probability `level`; bingham `(n, 10)`.
+
+    level : one for all, or `(n,)`.
+    """
+    if isinstance(level, Tensor):
+        blocks = zip(bingham.split(_ROWS_AT_ONCE), level.cpu().split(_ROWS_AT_ONCE), strict=True)
+        return torch.cat([_radius(*_angle_table(block.detach().cpu()), at) for block, at in blocks])
     return _by_blocks(bingham, lambda angle, probability: _radius(angle, probability, level))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from cryoforum_plugin.confidence.calibration import Calibration, calibrated
+from cryoforum_plugin.confidence.basin import Basin
+from cryoforum_plugin.confidence.calibration import Calibration, calibrated, scaled
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.images.contrast import check_contrast
@@ -16,10 +19,14 @@ from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
-from cryoforum_plugin.particles import ParticleSet, Prediction
+from cryoforum_plugin.particles import IntArray, ParticleSet, Prediction
+from cryoforum_plugin.prediction.members import assign
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
-from cryoforum_plugin.progress import progress
+from cryoforum_plugin.progress import Advance, progress
+from cryoforum_plugin.refinement.matching import read_reference
+from cryoforum_plugin.refinement.reference_file import read_references
+from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 LOG = logging.getLogger("cryoforum")
@@ -30,13 +37,17 @@ ROWS_AT_ONCE = 16_384  # calibrated together; bounds the memory for features
 class PredictOptions:
     """Choices of one prediction run.
 
-    batch_size : None = what is fastest on the device. contrast : None = as the model was trained.
+    batch_size : None = what is fastest on the device. contrast : None = as the model was trained. refine :
+    whether poses are refined, None = where there is a reference. reference : map to refine against, None =
+    the model's own.
     """
 
     views: int = DEFAULT_VIEWS
     batch_size: int | None = None
     contrast: str | None = None
     quiet: bool = False
+    refine: bool | None = None
+    reference: Path | None = None
 
 
 def predict_particles(
@@ -44,37 +55,105 @@ def predict_particles(
 ) -> Prediction:
     """Predict every row of `particles`; unreadable images (NaN, constant) become NaN rows.
 
+    Particles without half sets need `members.ready` first where the model has a model for each half.
     Raises ImageStackError for missing or damaged stacks, dark protein, or when no image is usable;
-    ParticleFileError for missing CTF parameters; ModelError when the images cannot hold the particle.
+    ParticleFileError for missing CTF parameters; ModelError when the images cannot hold the particle, or
+    refinement is asked for without a reference.
     """
     if options.views not in VIEW_COUNTS:
         raise SettingsError(f"views must be one of {', '.join(map(str, VIEW_COUNTS))}; got {options.views}")
     pipeline = _pipeline(model, particles, device, options)
     if (options.contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
-    predictor = Predictor(model, pipeline, precision, options.views)
+    if model.calibration.get("calibrated_on") == "simulated images":
+        LOG.warning("this model's widths were calibrated on simulated images; on real ones confidence and expected "
+                    "error are as good as the simulation")  # fmt: skip
+    chosen, seen = assign(model, particles, pipeline.reader)
+    refiners = [refiner_for(member, pipeline, options) for member in model.alone]
+    steps = len(particles) + sum(
+        int((chosen == number).sum()) for number, refiner in enumerate(refiners) if refiner is not None
+    )
+    places, parts = [], []
+    with progress("predicting", steps, options.quiet) as advance:
+        for number, (member, refiner) in enumerate(zip(model.alone, refiners, strict=True)):
+            rows = np.flatnonzero(chosen == number)
+            predictor = Predictor(member, replace(pipeline, box=member.box), precision, options.views)
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                places.append(rows[start : start + ROWS_AT_ONCE])
+                parts.append(_predict(member, predictor, refiner, places[-1], options, advance))
+    prediction = _joined(parts)[np.argsort(np.concatenate(places))]
+    _check_usable(prediction, particles)
+    return replace(prediction, in_training=np.where(np.isnan(prediction.confidence), np.nan, seen))
+
+
+def _predict(
+    model: Model,
+    predictor: Predictor,
+    refiner: Refiner | None,
+    rows: IntArray,
+    options: PredictOptions,
+    advance: Advance,
+) -> Prediction:
+    """Predict and refine `rows`, and calibrate what is found."""
     figures = model.calibration["views"][str(options.views)]
     factors, outliers = Calibration(figures["width"], figures["shift"]), OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches
-    batch_size = options.batch_size or (64 if device.type == "cpu" else 512)
-    parts, rows = [], np.arange(len(particles))
-    with progress("predicting", len(rows), options.quiet) as advance:
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            raw = predictor.predict(rows[start : start + ROWS_AT_ONCE], batch_size, advance)
-            scores = outliers.score(raw.features)
-            parts.append(calibrated(raw, factors, scores, model.settings.symmetry))
-    prediction = _joined(parts)
+    batch_size = options.batch_size or (64 if predictor.pipeline.device.type == "cpu" else 512)
+    raw = predictor.predict(rows, batch_size, advance)
+    score = outliers.score(raw.features)
+    if refiner is None:
+        return calibrated(raw, factors, score, symmetry=model.settings.symmetry)
+    known = scaled(raw, factors)
+    refined, factors = refiner.refine(rows, known, advance), refined_calibration(model)
+    return calibrated(refined, factors, score, known.bingham, model.settings.symmetry)
+
+
+def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) -> Refiner | None:
+    """What refines the poses that `model` predicts; None where they are not refined. Raises ModelError."""
+    if options.refine is False:
+        return None
+    diameter_A = model.settings.images.diameter_A
+    references = read_references(model.directory)
+    if options.reference is not None:
+        given = read_reference(options.reference, references.get(0), diameter_A)
+        return Refiner(pipeline, {0: given}, diameter_A, model.settings.symmetry)
+    if references:
+        return Refiner(pipeline, references, diameter_A, model.settings.symmetry)
+    if options.refine:
+        raise ModelError(
+            f"{model.directory} holds no reference to refine against (references.pt); give one with --reference, or "
+            "train the model again"
+        )
+    return None
+
+
+def refined_calibration(model: Model) -> Calibration:
+    """Factors of refined poses; 1 where the model was never calibrated for them."""
+    figures = model.calibration.get("refined")
+    if figures is None:
+        LOG.warning(
+            "%s was not calibrated for refined poses: their uncertainty is what the noise alone allows",
+            model.directory,
+        )
+        return Calibration(1.0, 1.0)
+    return Calibration(figures["width"], figures["shift"], Basin(**figures["basin"]))
+
+
+def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:
     bad = int(np.isnan(prediction.confidence).sum())
-    if bad == len(rows):
+    if bad == len(prediction):
         raise ImageStackError(f"{particles.source}: every image is constant or holds NaN or infinite pixels")
     if bad:
         LOG.warning("%d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
-                    bad, len(rows))  # fmt: skip
-    return prediction
+                    bad, len(prediction))  # fmt: skip
 
 
 def _joined(parts: list[Prediction]) -> Prediction:
-    values = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prediction)}
+    """One prediction of several; what one does not know, none does."""
+    values: dict[str, Any] = {}
+    for f in fields(Prediction):
+        found = [getattr(part, f.name) for part in parts]
+        values[f.name] = None if any(value is None for value in found) else np.concatenate(found)
     return Prediction(**values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import roma
@@ -12,53 +12,94 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.confidence.calibration import RawPrediction
-from cryoforum_plugin.geometry import super_fibonacci_quaternions
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.refinement.reference import ReferenceMap, mean_noise_power, whole_images
+from cryoforum_plugin.refinement.reference import LARGEST_BOX_PX, ReferenceMap, mean_noise_power, whole_images
+from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, whiten
 
 BATCH = 128
 NOISE_IMAGES = 500
-GRID = 9216  # rotations to draw further starts from, about 9 degrees apart
 SURE_DEG = 6.0  # posteriors narrower than this get one start
-STARTS = 8
-COARSE = ((0.35, 3), (0.55, 1))
+STARTS = 6  # of unsure particles
+DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
+MARCH = 1.6  # from one stage to the next, in frequency
+COARSE_STEPS, LAST_STEPS = (3, 1), 3
+Stages = tuple[tuple[float, int], ...]
+
+
+@dataclass(frozen=True)
+class _Against:
+    """A reference as images of one pixel size meet it.
+
+    error : `(shells,)` mean |error|^2 of its slices. coarse, fine : stages of a first and of a full refinement.
+    """
+
+    solver: Solver
+    error: Tensor
+    grid: GridSearch
+    coarse: Stages
+    fine: Stages
+
+
+def march(first: float, highest: float) -> tuple[Stages, Stages]:
+    """Stages (part of the highest frequency, steps) from frequency `first` on: the coarse ones, then the rest."""
+    reached = [min(first, highest)]
+    while reached[-1] < highest:
+        reached.append(min(reached[-1] * MARCH, highest))
+    parts = [frequency / highest for frequency in reached]
+    coarse = tuple(zip(parts, COARSE_STEPS, strict=False))
+    return coarse, (*((part, 1) for part in parts[1:-1]), (1.0, LAST_STEPS))
 
 
 class Refiner:
     """Refines the particles of a pipeline against references by half set; 0 is for those without one."""
 
     def __init__(
-        self, pipeline: ImagePipeline, references: Mapping[int, ReferenceMap], diameter_A: float | None
+        self,
+        pipeline: ImagePipeline,
+        references: Mapping[int, ReferenceMap],
+        diameter_A: float | None,
+        symmetry: str = "C1",
     ) -> None:
         finest_A = min(reference.finest_A for reference in references.values())
         even_px = pipeline.box_px - pipeline.box_px % 2
         widest_A = even_px * float(pipeline.particles.pixel_size_A.max())
-        size_px = min(even_px, 2 * math.ceil(widest_A / finest_A) + 4)
+        size_px = min(even_px, LARGEST_BOX_PX, 2 * math.ceil(widest_A / finest_A) + 4)
         self.pipeline, self.device = whole_images(pipeline, size_px), pipeline.device
         self.references = {half: reference.to(self.device) for half, reference in references.items()}
-        self.finest_A, self.diameter_A = finest_A, diameter_A
-        self.grid = super_fibonacci_quaternions(GRID).float().to(self.device)
-        self._solvers: dict[tuple[int, float], tuple[Solver, Tensor]] = {}
+        self.finest_A, self.diameter_A, self.symmetry = finest_A, diameter_A, symmetry
+        self._against: dict[tuple[int, float], _Against] = {}
         self._noise: dict[tuple[int, float], Tensor] = {}
 
-    def refine(self, rows: IntArray, raw: RawPrediction, advance: Advance) -> RawPrediction:
-        """Refine `rows` from the network's answers, one for each; unusable ones stay as they are."""
-        bingham, shift_A, sd_A = raw.bingham.double().clone(), raw.shift_A.clone(), raw.shift_sd_A.clone()
+    def refine(
+        self, rows: IntArray, raw: RawPrediction, advance: Advance, search: bool = True
+    ) -> RawPrediction:
+        """Refine `rows` from the network's answers, one for each; unusable ones stay as they are.
+
+        search : start unsure particles more than once, and search everywhere for doubtful ones.
+        """
+        fields = {
+            "bingham": raw.bingham.double().clone(),
+            "shift_A": raw.shift_A.clone(),
+            "shift_sd_A": raw.shift_sd_A.clone(),
+            "contrast": torch.full((len(rows),), torch.nan, dtype=torch.double),
+            "gain": torch.full((len(rows),), torch.nan, dtype=torch.double),
+        }
         usable = ~raw.unusable.numpy()
         for key, chosen in self._groups(rows):
             places = np.flatnonzero(chosen & usable)
             for part in np.array_split(places, max(1, math.ceil(len(places) / BATCH))):
                 if len(part):
-                    found = self._batch(key, rows[part], raw.bingham[part], raw.shift_A[part])
-                    bingham[part], shift_A[part], sd_A[part] = (values.to(shift_A) for values in found)
+                    found = self._batch(key, rows[part], raw.bingham[part], raw.shift_A[part], search)
+                    for name, values in found.items():
+                        fields[name][part] = values.to(fields[name])
                 advance(len(part), "")
-        return replace(raw, bingham=bingham, shift_A=shift_A, shift_sd_A=sd_A)
+        return replace(raw, **fields)
 
     def _groups(self, rows: IntArray) -> list[tuple[tuple[int, float], np.ndarray]]:
         """(half set of the reference, pixel size of the originals) and which of the rows they are for."""
@@ -72,45 +113,74 @@ class Refiner:
         ]
 
     def _batch(
-        self, key: tuple[int, float], rows: IntArray, bingham: Tensor, shift_A: Tensor
-    ) -> tuple[Tensor, ...]:
+        self, key: tuple[int, float], rows: IntArray, bingham: Tensor, shift_A: Tensor, search: bool
+    ) -> dict[str, Tensor]:
+        """What is found of one batch, by field of RawPrediction."""
         pixel_A = float(self.pipeline.sampling_A(rows[:1])[0])
-        solver, error_power = self._solver(key, pixel_A)
-        observed = self._observe(key, rows, solver.points, error_power)
+        against = self._met(key, pixel_A)
+        solver = against.solver
+        observed = self._observe(key, rows, solver.points, against.error)
         start_px = (shift_A / pixel_A).float().to(self.device)
         matrix = matrix_from_upper(bingham.double()).to(self.device)
+        R = roma.unitquat_to_rotmat(mode(matrix).float())
+        best = solver.refine(observed, R, start_px, against.coarse)
         if solver.amplitude is None:
-            R = roma.unitquat_to_rotmat(mode(matrix).float())
-            solver.amplitude = float(solver.refine(observed, R, start_px, COARSE).scale.median())
-        best = self._start(solver, observed, matrix, start_px)
-        result = solver.refine(observed, best.R, best.shift_px)
+            solver.amplitude = max(float(best.scale.median()), 1e-6)
+            best = solver.refine(observed, R, start_px, against.coarse)
+        if search:
+            gap = torch.linalg.eigvalsh(matrix)
+            unsure = torch.nonzero(gap[:, 1] - gap[:, 0] < 2 / math.radians(SURE_DEG) ** 2)[:, 0]
+            best = self._start_again(against, observed, best, unsure, matrix, start_px)
+        result = solver.refine(observed, best.R, best.shift_px, against.fine)
+        if search:
+            doubtful = torch.nonzero(result.scale < DOUBTFUL * solver.amplitude)[:, 0]
+            best = self._start_again(against, observed, result, doubtful, None, start_px)
+            moved = torch.nonzero((best.R != result.R).any(2).any(1))[:, 0]
+            again = solver.refine(observed.rows(moved), best.R[moved], best.shift_px[moved], against.fine)
+            result = result.with_better(moved, again)
+        return self._found(result, observed, solver.amplitude, pixel_A)
+
+    def _start_again(
+        self,
+        against: _Against,
+        observed: Observed,
+        known: Refined,
+        rows: Tensor,
+        matrix: Tensor | None,
+        shift_px: Tensor,
+    ) -> Refined:
+        """Take for `rows` the start that fits the low frequencies best: the known pose or one of the grid.
+
+        matrix : `(b, 4, 4)` posterior that the grid is weighted by; None = every pose is as likely.
+        """
+        if not len(rows):
+            return known
+        part, solver, grid = observed.rows(rows), against.solver, against.grid
+        best = solver.refine(part, known.R[rows], known.shift_px[rows], against.coarse)
+        score = grid.gains(part, shift_px[rows])
+        if matrix is not None:
+            poses = grid.grid.double()
+            score = score - torch.einsum("gi,bij,gj->bg", poses, matrix[rows], poses).float()
+        for R in roma.unitquat_to_rotmat(grid.starts(score, STARTS)).unbind(1):
+            other = solver.refine(part, R, shift_px[rows], against.coarse)
+            best = other.where(other.cost < best.cost, best)
+        return known.replaced(rows, best)
+
+    def _found(
+        self, result: Refined, observed: Observed, amplitude: float, pixel_A: float
+    ) -> dict[str, Tensor]:
+        """Posterior and quality of refined poses, by field of RawPrediction."""
         covariance = torch.linalg.inv(result.information.double() + 1e-9 * torch.eye(5, device=self.device))
         precision = torch.linalg.inv(covariance[:, :3, :3])
         q = roma.rotmat_to_unitquat(result.R).double()
-        sd_A = covariance[:, 3:, 3:].diagonal(dim1=1, dim2=2).mean(1).sqrt() * pixel_A
-        found = upper_from_matrix(matrix_about(q, precision))
-        return found.cpu(), (result.shift_px.double() * pixel_A).cpu(), sd_A.cpu()
-
-    def _start(self, solver: Solver, observed: Observed, matrix: Tensor, shift_px: Tensor) -> Refined:
-        """Refine the low frequencies from the mode, and for unsure particles from more of the posterior."""
-        rotation = mode(matrix).float()
-        best = solver.refine(observed, roma.unitquat_to_rotmat(rotation), shift_px, COARSE)
-        gap = torch.linalg.eigvalsh(matrix)
-        unsure = torch.nonzero(gap[:, 1] - gap[:, 0] < 2 / math.radians(SURE_DEG) ** 2)[:, 0]
-        if not len(unsure):
-            return best
-        energy = torch.einsum("gi,bij,gj->bg", self.grid.double(), matrix[unsure], self.grid.double())
-        noise = torch.empty_like(energy).exponential_(generator=_generator(self.device)).log()
-        starts = (-energy - noise).topk(STARTS, dim=1).indices  # draws without repetition (Gumbel)
-        part = Observed(observed.data[unsure], observed.transfer[unsure])
-        chosen = Refined(*(values[unsure] for values in vars(best).values()))
-        for number in range(STARTS):
-            R = roma.unitquat_to_rotmat(self.grid[starts[:, number]])
-            other = solver.refine(part, R, shift_px[unsure], COARSE)
-            chosen = other.where(other.cost < chosen.cost, chosen)
-        for values, better in zip(vars(best).values(), vars(chosen).values(), strict=True):
-            values[unsure] = better
-        return best
+        nothing = observed.data.abs().square().sum(1) / 2
+        return {
+            "bingham": upper_from_matrix(matrix_about(q, precision)),
+            "shift_A": result.shift_px.double() * pixel_A,
+            "shift_sd_A": covariance[:, 3:, 3:].diagonal(dim1=1, dim2=2).mean(1).sqrt() * pixel_A,
+            "contrast": result.scale / amplitude,
+            "gain": nothing - result.cost,
+        }
 
     def _observe(
         self, key: tuple[int, float], rows: IntArray, points: FourierPoints, error: Tensor
@@ -145,9 +215,9 @@ class Refiner:
             self._noise[key] = (total / max(count, 1)).clamp(min=1e-12)
         return self._noise[key]
 
-    def _solver(self, key: tuple[int, float], pixel_A: float) -> tuple[Solver, Tensor]:
-        """Solver against the reference of a half set for working images of `pixel_A`, and its error by shell."""
-        if key not in self._solvers:
+    def _met(self, key: tuple[int, float], pixel_A: float) -> _Against:
+        """The reference of a half set, for working images of `pixel_A`."""
+        if key not in self._against:
             half, size_A = key
             reference = self.references[half]
             n = self.pipeline.box.resampled_px(self.pipeline.box_px, size_A)
@@ -158,10 +228,9 @@ class Refiner:
             shells = torch.arange(n, device=self.device) * reference.side_A / side_A
             power = reference.error_power() * amplitude**2
             error = power[shells.round().long().clamp(max=len(power) - 1)]
-            self._solvers[key] = (Solver(slicer, 1.0 if reference.absolute else None), error)
-        return self._solvers[key]
-
-
-def _generator(device: torch.device) -> torch.Generator:
-    """The same draws for every batch, so that a particle's answer does not depend on its neighbours."""
-    return torch.Generator(device).manual_seed(1)
+            solver = Solver(slicer, 1.0 if reference.absolute else None)
+            wavelength_A = WAVELENGTH * (self.diameter_A or side_A)
+            grid = GridSearch(solver, self.symmetry, wavelength_A, side_A)
+            stages = march(side_A / wavelength_A, float(points.radius[-1]))
+            self._against[key] = _Against(solver, error, grid, *stages)
+        return self._against[key]

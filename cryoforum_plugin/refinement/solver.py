@@ -28,6 +28,10 @@ class Observed:
     data: Tensor
     transfer: Tensor
 
+    def rows(self, rows: Tensor) -> Observed:
+        """Those of `rows`."""
+        return Observed(self.data[rows], self.transfer[rows])
+
 
 @dataclass(frozen=True)
 class Refined:
@@ -49,6 +53,20 @@ class Refined:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Refined(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
+    def rows(self, rows: Tensor) -> Refined:
+        """Those of `rows`."""
+        return Refined(*(values[rows] for values in vars(self).values()))
+
+    def replaced(self, rows: Tensor, other: Refined) -> Refined:
+        """All of self, but `other` at `rows`."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Refined(*(a.index_copy(0, rows, b) for a, b in pairs))
+
+    def with_better(self, rows: Tensor, other: Refined) -> Refined:
+        """All of self, but `other` at those of `rows` where it costs less, on the same frequencies."""
+        before = self.rows(rows)
+        return self.replaced(rows, other.where(other.cost < before.cost, before))
+
 
 @dataclass(frozen=True)
 class _State:
@@ -65,7 +83,7 @@ class _State:
 class Solver:
     """Refines poses against one reference.
 
-    amplitude : usual contrast of an image relative to the reference; None = not known yet, anything goes.
+    amplitude : usual contrast of an image relative to the reference; None = not known yet.
     """
 
     def __init__(self, slicer: GradientSlicer, amplitude: float | None = 1.0) -> None:
@@ -128,7 +146,7 @@ class Solver:
         real = torch.view_as_real(rows).flatten(2)
         product = real @ real.mT  # every inner product of derivatives, model and data
         mm, dm, dd = product[:, 5, 5], product[:, 5, 6], product[:, 6, 6]
-        scale = dm / mm.clamp(min=1e-20)
+        scale = (dm / mm.clamp(min=1e-20)).clamp(min=0)  # protein is bright: noise must not turn it dark
         if self.amplitude is not None:
             scale = scale.clamp(*(self.amplitude * limit for limit in SCALE_RANGE))
         cost = (dd - 2 * scale * dm + scale.square() * mm) / 2

@@ -1,4 +1,4 @@
-"""Maps on their way to a projector: reading, making even, low-pass, phase randomisation."""
+"""Maps on their way to a projector: reading, making even, resampling, low-pass, phase randomisation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.images.fourier import soft_mask
 
 
-def read_map(path: Path, pixel_size_A: float | None = None) -> tuple[Tensor, float]:
+def read_map(
+    path: Path, pixel_size_A: float | None = None, option: str = "--pixel-size"
+) -> tuple[Tensor, float]:
     """Read a cubic MRC map as zyx float32, made even (`make_even`), and its pixel size in Å.
 
-    pixel_size_A : overrides the header's.
+    pixel_size_A : overrides the header's. option : the one that gives it, for the message.
     Raises ImageStackError if the file is missing, damaged, not a cube, not finite, or of unknown pixel size.
     """
     if not path.is_file():
@@ -36,13 +38,33 @@ def read_map(path: Path, pixel_size_A: float | None = None) -> tuple[Tensor, flo
         raise ImageStackError(f"{path}: the map holds NaN or infinite voxels")
     used_A = header_A if pixel_size_A is None else pixel_size_A
     if not used_A > 0:
-        raise ImageStackError(f"{path}: the header gives no pixel size; pass --pixel-size")
+        raise ImageStackError(f"{path}: the header gives no pixel size; pass {option}")
     return make_even(torch.from_numpy(data)), used_A
 
 
 def make_even(volume: Tensor) -> Tensor:
     """Give an odd cube one plane of zeros at the low end of each axis, so that its centre stays at n // 2."""
     return functional.pad(volume, [1, 0] * 3) if volume.shape[-1] % 2 else volume
+
+
+def resample(volume: Tensor, pixel_size_A: float, size_px: int, new_pixel_size_A: float) -> Tensor:
+    """Resample a cube to `(size_px,) * 3` voxels of another size about the same centre, index n // 2.
+
+    Band-limited interpolation: frequencies that either sampling cannot hold are left out, values are kept,
+    and what lies outside the given cube is 0.
+    """
+    n = volume.shape[-1]
+    highest = math.ceil(min(n / 2, n * pixel_size_A / (2 * new_pixel_size_A))) - 1
+    place = (torch.arange(size_px).double() - size_px // 2) * new_pixel_size_A / pixel_size_A + n // 2
+    angle = (place[:, None] - torch.arange(n).double()) * (2 * math.pi / n)
+    kernel = torch.ones_like(angle)  # the Dirichlet kernel, summed where its closed form would be 0 / 0
+    for k in range(1, highest + 1):
+        kernel += 2 * torch.cos(k * angle)
+    kernel *= ((place > -0.5) & (place < n - 0.5))[:, None] / n
+    weights = kernel.float().to(volume.device)
+    for _ in range(3):  # each product moves one axis to the end
+        volume = torch.tensordot(volume.float(), weights, dims=([0], [1]))
+    return volume
 
 
 def low_pass(volume: Tensor, pixel_size_A: float, resolution_A: float) -> Tensor:

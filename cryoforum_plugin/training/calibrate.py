@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from cryoforum_plugin.confidence import calibration
+from cryoforum_plugin.confidence.basin import RIGHT_RADII, Basin, fit_basin
 from cryoforum_plugin.confidence.calibration import RawPrediction
 from cryoforum_plugin.confidence.outliers import fit_outliers
-from cryoforum_plugin.geometry import angular_distance_to_group, symmetry_group
+from cryoforum_plugin.geometry import angular_distance_to_group, random_quaternions, symmetry_group
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
-from cryoforum_plugin.particles import FloatArray, Prediction
+from cryoforum_plugin.particles import FloatArray, IntArray, Prediction
 from cryoforum_plugin.particles.splitting import spread_rows
-from cryoforum_plugin.posterior import credible_radius, matrix_from_upper, mode
+from cryoforum_plugin.posterior import (
+    credible_radius,
+    matrix_about,
+    matrix_from_upper,
+    mode,
+    upper_from_matrix,
+)
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
-from cryoforum_plugin.progress import progress
+from cryoforum_plugin.progress import Advance, progress
+from cryoforum_plugin.refinement.reference import ReferenceMap
+from cryoforum_plugin.refinement.refine import Refiner
+from cryoforum_plugin.settings import DEFAULT_VIEWS
 from cryoforum_plugin.training.preparation import Prepared
 
 MOST_PARTICLES = 5000
 BATCH = 256
+FEWEST_RIGHT = 20  # refined poses in the right basin, to tell its width
+WRONG_EXAMPLES, WRONG_DEG = 128, 10.0
 
 
 def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArray:
@@ -33,8 +45,17 @@ def _errors(raw: RawPrediction, rotation: FloatArray, symmetry: str) -> FloatArr
     return angular_distance_to_group(found, torch.from_numpy(rotation), group).numpy()
 
 
-def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: bool) -> Model:
-    """Return `model` with its calibration for every number of views and its outlier model filled in."""
+def calibrate(
+    model: Model,
+    prepared: Prepared,
+    references: dict[int, ReferenceMap],
+    precision: Precision,
+    quiet: bool,
+) -> Model:
+    """Return `model` with its calibration for every number of views and its outlier model filled in.
+
+    references : by half set, to refine against; that of refined poses is filled in too.
+    """
     particles, rows = prepared.particles, spread_rows(prepared.validation_rows, MOST_PARTICLES)
     rotation = particles.require_rotation()[rows]
     known_shift_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
@@ -42,14 +63,20 @@ def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: boo
     figures: dict[str, Any] = {}
     percentiles: dict[str, Any] = {}
     held_out: torch.Tensor | None = None
-    with progress("calibrating", len(rows) * len(VIEW_COUNTS) + len(of_training), quiet) as advance:
+    refined: dict[str, Any] = {}
+    steps = len(rows) * (len(VIEW_COUNTS) + bool(references)) + len(of_training)
+    with progress("calibrating", steps, quiet) as advance:
         for views in VIEW_COUNTS:
             raw = Predictor(model, prepared.pipeline, precision, views).predict(rows, BATCH, advance)
             error = _errors(raw, rotation, model.settings.symmetry)
             factors = calibration.fit(raw, error, raw.shift_A.numpy() - known_shift_A)
-            figures[str(views)] = asdict(factors) | _achieved(raw, error, factors)
+            figures[str(views)] = _plain(factors) | _achieved(raw, error, factors)
             percentiles[str(views)] = _percentiles(calibration.calibrated(raw, factors, np.zeros(len(rows))))
             held_out = raw.features if held_out is None else held_out
+            if references and views == DEFAULT_VIEWS:
+                refined = _refined(
+                    model, prepared, references, rows, calibration.scaled(raw, factors), advance
+                )
         training = Predictor(model, prepared.pipeline, precision, 1).predict(of_training, BATCH, advance)
     assert held_out is not None
     return replace(
@@ -60,9 +87,80 @@ def calibrate(model: Model, prepared: Prepared, precision: Precision, quiet: boo
             "level": calibration.LEVEL,
             "validation_particles": len(rows),
             "views": figures,
+            **({"refined": refined} if refined else {}),
             "percentiles": percentiles,
         },
     )
+
+
+def _refined(
+    model: Model,
+    prepared: Prepared,
+    references: dict[int, ReferenceMap],
+    rows: IntArray,
+    raw: RawPrediction,
+    advance: Advance,
+) -> dict[str, Any]:
+    """Calibration of refined poses, from held-out `rows` and the network's calibrated answers `raw`."""
+    particles, symmetry = prepared.particles, model.settings.symmetry
+    refiner = Refiner(prepared.pipeline, references, model.settings.images.diameter_A, symmetry)
+    found = refiner.refine(rows, raw, advance)
+    assert found.contrast is not None
+    assert found.gain is not None
+    rotation = particles.require_rotation()[rows]
+    error = _errors(found, rotation, symmetry)
+    right = np.ones(len(rows), dtype=bool)
+    for _ in range(3):  # the width is that of the right basin, and what is right depends on the width
+        width = calibration.fit_width(found.bingham[right], error[right])
+        right = error < RIGHT_RADII * credible_radius(found.bingham * width, calibration.LEVEL).numpy()
+        if right.sum() < FEWEST_RIGHT:
+            right = np.ones(len(rows), dtype=bool)
+            break
+    known_A = np.zeros((len(rows), 2)) if particles.shift_A is None else particles.shift_A[rows]
+    chosen = torch.from_numpy(np.flatnonzero(right))
+    factors = calibration.fit(found.rows(chosen), error[right], found.shift_A.numpy()[right] - known_A[right])
+    basin = _basin(refiner, rows, found, right, rotation, symmetry)
+    return (
+        _plain(factors)
+        | {"basin": basin.state()}
+        | _achieved(found, error, factors)
+        | {"validation_in_right_basin": float(right.mean())}
+    )
+
+
+def _basin(
+    refiner: Refiner,
+    rows: IntArray,
+    found: RawPrediction,
+    right: np.ndarray[Any, np.dtype[np.bool_]],
+    rotation: FloatArray,
+    symmetry: str,
+) -> Basin:
+    """How right and wrong basins differ: found poses, and some refined from random ones with no search."""
+    part = torch.from_numpy(np.flatnonzero(~found.unusable.numpy())[:WRONG_EXAMPLES])
+    generator = torch.Generator().manual_seed(1)
+    q = random_quaternions(len(part), generator).double()
+    sharp = matrix_about(q, torch.eye(3, dtype=torch.double).expand(len(part), 3, 3) * 1e4)
+    start = replace(found.rows(part), bingham=upper_from_matrix(sharp))
+    examples = refiner.refine(rows[part.numpy()], start, lambda steps, note: None, search=False)
+    assert examples.contrast is not None
+    assert examples.gain is not None
+    assert found.contrast is not None
+    assert found.gain is not None
+    wrong_deg = np.degrees(_errors(examples, rotation[part.numpy()], symmetry))
+    wrong = wrong_deg > WRONG_DEG
+    return fit_basin(
+        found.contrast.numpy(),
+        found.gain.numpy(),
+        right,
+        examples.contrast.numpy()[wrong],
+        examples.gain.numpy()[wrong],
+        float(wrong_deg[wrong].mean()) if wrong.any() else 90.0,
+    )
+
+
+def _plain(factors: calibration.Calibration) -> dict[str, Any]:
+    return {"width": factors.width, "shift": factors.shift}
 
 
 def _achieved(raw: RawPrediction, error: FloatArray, factors: calibration.Calibration) -> dict[str, float]:

@@ -26,7 +26,9 @@ from cryoforum_plugin.particles.splitting import split_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.training.batches import TrainingData
+from cryoforum_plugin.training.map_fit import match_map
 from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
+from cryoforum_plugin.training.shown_map import ShownMap
 from cryoforum_plugin.training.symmetry_check import check_symmetry
 
 LOG = logging.getLogger("cryoforum")
@@ -55,10 +57,16 @@ class Prepared:
 
 
 def prepare(
-    particles: ParticleSet, settings: Settings, cache_dir: Path, device: torch.device, quiet: bool = False
+    particles: ParticleSet,
+    settings: Settings,
+    cache_dir: Path,
+    device: torch.device,
+    quiet: bool = False,
+    shown: ShownMap | None = None,
 ) -> Prepared:
     """Check the particles, choose the working box, cache the images and rebuild the reference.
 
+    shown : what simulated images show; None = the reference.
     Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training;
     SettingsError for a symmetry that the particles contradict.
     """
@@ -68,7 +76,7 @@ def prepare(
     training_rows, validation_rows = split_rows(
         particles, settings.training.validation_fraction, settings.training.seed, settings.symmetry
     )
-    chosen = _reference_rows(training_rows, settings)
+    chosen = reference_rows(training_rows, settings)
     measuring = len(chosen) if settings.images.diameter_A is None and settings.images.margin else 0
     with progress("reading", len(particles) + measuring, quiet) as advance:
         pipeline, settings = _choose_box(particles, reader, box_px, chosen, settings, device, advance)
@@ -94,9 +102,7 @@ def prepare(
     )
     reference = replace(reference, unsymmetrised=None)  # frees its memory
     LOG.info("reference: %d particles, %.1f A", len(chosen), reference.resolution_A)
-    projector = None
-    if settings.training.simulated > 0:
-        projector = Projector(reference.volume, reference.pixel_size_A).to(device)
+    projector, reference = _projector(reference, shown, settings)
     training = TrainingData(
         images=images,
         rotation=torch.from_numpy(particles.require_rotation()[training_rows]).float().to(device),
@@ -110,6 +116,20 @@ def prepare(
     return Prepared(
         settings, particles, pipeline, training_rows, validation_rows, training, validation, reference
     )
+
+
+def _projector(
+    reference: Reference, shown: ShownMap | None, settings: Settings
+) -> tuple[Projector | None, Reference]:
+    """Projector of what simulated images show (None: there are none), and the reference to be kept."""
+    if settings.training.simulated == 0:
+        return None, reference
+    volume = reference.volume
+    if shown is not None:
+        volume = match_map(shown, reference, settings.images.diameter_A)
+        if shown.alone:  # better than what its own noisy images give back
+            reference = replace(reference, volume=volume)
+    return Projector(volume, reference.pixel_size_A).to(volume.device), reference
 
 
 def _checked(particles: ParticleSet, settings: Settings) -> ParticleSet:
@@ -127,7 +147,8 @@ def _checked(particles: ParticleSet, settings: Settings) -> ParticleSet:
     return particles
 
 
-def _reference_rows(training_rows: IntArray, settings: Settings) -> IntArray:
+def reference_rows(training_rows: IntArray, settings: Settings) -> IntArray:
+    """Rows that build references: all, or a random part of many."""
     count = settings.training.reference_particles
     if len(training_rows) <= count:
         return training_rows

@@ -9,11 +9,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -21,19 +22,28 @@ from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file, check_directory, check_output
 from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import ModelError, OutputError, SettingsError
+from cryoforum_plugin.images.identity import image_keys
 from cryoforum_plugin.network.device import Precision
-from cryoforum_plugin.network.model import Model, build_network, load_model, save_model
+from cryoforum_plugin.network.model import Model, build_network, load_model, save_members, save_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.write import write_map
+from cryoforum_plugin.refinement.matching import matched
+from cryoforum_plugin.refinement.reference import ReferenceMap, rebuild
+from cryoforum_plugin.refinement.reference_file import write_references
 from cryoforum_plugin.settings import Settings, flatten
 from cryoforum_plugin.training.batches import BatchMaker
 from cryoforum_plugin.training.calibrate import calibrate
+from cryoforum_plugin.training.joining import join_members, remove_members
 from cryoforum_plugin.training.loop import Trainer, default_epochs
-from cryoforum_plugin.training.preparation import Prepared, prepare
+from cryoforum_plugin.training.map_alone import make_particles
+from cryoforum_plugin.training.members import Member, plan_members
+from cryoforum_plugin.training.preparation import Prepared, prepare, reference_rows
+from cryoforum_plugin.training.shown_map import ShownMap, calibration_source, simulated_from
 from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
+LEAST_DETAIL = 6  # resolution elements across the particle, below which a reference holds no pose
 CHECKPOINT_FILES = ("identity.json", "last.pt", "metrics.csv", "log.txt")
 
 
@@ -86,7 +96,7 @@ def _start(directory: Path, identity: dict[str, Any], resume: bool) -> None:
     if resume and identity_file.exists():
         if json.loads(identity_file.read_text()) != identity:
             raise ModelError(
-                f"{directory} was started with other particles or settings; resume with the same command, "
+                f"{directory} was started with other particles, map or settings; resume with the same command, "
                 "or train again with --overwrite"
             )
         return
@@ -110,50 +120,169 @@ def train(
     precision: Precision,
     *,
     init_from: Path | None = None,
+    shown: ShownMap | None = None,
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train on refined particles and write a model directory.
 
-    inputs : the tables `particles` came from. init_from : model directory to start the weights from. Returns the validation figures of calibration.json (empty in
+    inputs : the tables `particles` came from. init_from : model directory to start the weights from. shown : map
+    that simulated images show instead of the rebuilt reference; a map alone needs no refined particles, and
+    only the images and CTFs of `particles` are looked at. Returns the validation figures of calibration.json (empty in
     other processes than the first). Raises a CryoForumError, before anything is written, for input that
     cannot be trained on.
     """
     _check_freezing(settings, init_from, fabric)
+    if shown is not None and settings.training.simulated == 0:
+        raise SettingsError(f"training.simulated is 0: no image would show {shown.source}; raise it")
     identity = {
         "settings": flatten(settings),
         "inputs": [checksum(path) for path in inputs],
         "init_from": None if init_from is None else checksum(init_from / "model.pt"),
+        "simulate_from": None if shown is None else shown.identity(),
         "processes": fabric.world_size,
         "precision": precision,
         "version": __version__,
     }
     if fabric.is_global_zero:
         check_model_directory(directory, resume, overwrite)
+    members, note = plan_members(particles, settings.training, map_alone=shown is not None and shown.alone)
     quiet = quiet or not fabric.is_global_zero
-    torch.manual_seed(settings.training.seed)
-    with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
-        initial = None if init_from is None else _initial_weights(init_from, settings)
-        prepared = prepare(particles, settings, Path(cache), fabric.device, quiet)
-        if fabric.is_global_zero:
-            _start(directory, identity, resume)
-            _open_log(handler, directory / "checkpoint" / "log.txt")
-        fabric.barrier()
-        model = _fit(prepared, directory, fabric, initial, resume, quiet)
-        if not fabric.is_global_zero:
-            return {}
-        model = calibrate(model, prepared, precision, quiet)
-        with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
-            write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
-        for views, found in model.calibration["views"].items():
-            LOG.info("validation error with %s views: median %.2f deg, mean %.2f deg",
-                     views, found["validation_median_deg"], found["validation_mean_deg"])  # fmt: skip
-        for name in ("metrics.csv", "log.txt"):
-            with atomic_file(directory / name, overwrite=True) as temporary:
-                shutil.copyfile(directory / "checkpoint" / name, temporary)
-        save_model(directory, model, _provenance(prepared, identity, inputs))
-    return model.calibration
+    run = _Run(fabric, precision, settings, identity, inputs, shown, note, quiet)
+    if members[0].name == "":
+        calibration = run.train(members[0], particles, directory, init_from, resume)
+    else:
+        calibration = _train_members(run, members, particles, directory, init_from, resume)
+    if fabric.is_global_zero:
+        remove_members(directory, [member.name for member in members])
+    return calibration
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all models of a training have in common. note : which models there are and why."""
+
+    fabric: Fabric
+    precision: Precision
+    settings: Settings
+    identity: dict[str, Any]
+    inputs: Sequence[Path]
+    shown: ShownMap | None
+    note: str
+    quiet: bool
+
+    def train(
+        self, member: Member, particles: ParticleSet, directory: Path, init_from: Path | None, resume: bool
+    ) -> dict[str, Any]:
+        """Train the model of `member` into `directory`; return its calibration, {} in all but the first process."""
+        fabric, settings, shown, particles = self.fabric, self.settings, self.shown, particles[member.rows]
+        identity = self.identity | {"member": member.name}
+        torch.manual_seed(settings.training.seed)
+        with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
+            LOG.info("%s", self.note)
+            initial = None if init_from is None else _initial_weights(init_from, settings)
+            if shown is not None and shown.alone:
+                made = make_particles(particles, shown, settings, Path(cache), fabric.device, self.quiet)
+                particles, settings, shown = made.particles, made.settings, made.shown
+            prepared = prepare(particles, settings, Path(cache), fabric.device, self.quiet, shown)
+            if fabric.is_global_zero:
+                _start(directory, identity, resume)
+                _open_log(handler, directory / "checkpoint" / "log.txt")
+            fabric.barrier()
+            model = _fit(prepared, directory, fabric, initial, resume, self.quiet)
+            if not fabric.is_global_zero:
+                return {}
+            model = replace(model, half_set=member.half_set, seen=_seen(prepared, shown))
+            references = refinement_references(prepared, shown, self.quiet)
+            model = calibrate(model, prepared, references, self.precision, self.quiet)
+            calibrated_on = calibration_source(shown)
+            model = replace(model, calibration={**model.calibration, "calibrated_on": calibrated_on})
+            LOG.info("calibrated on %s", calibrated_on)
+            with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
+                write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
+            write_references(directory, references)
+            _log_errors(model)
+            for name in ("metrics.csv", "log.txt"):
+                with atomic_file(directory / name, overwrite=True) as temporary:
+                    shutil.copyfile(directory / "checkpoint" / name, temporary)
+            provenance = _provenance(prepared, identity, self.inputs)
+            save_model(directory, model, provenance | simulated_from(shown, self.inputs))
+        return model.calibration
+
+
+def _train_members(
+    run: _Run,
+    members: list[Member],
+    particles: ParticleSet,
+    directory: Path,
+    init_from: Path | None,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train a model for each half set and fold into a folder each, then what stands for all of them."""
+    zero = run.fabric.is_global_zero
+    if zero:
+        _start(directory, run.identity | {"members": [member.name for member in members]}, resume)
+    calibrations = {}
+    for member in members:
+        folder = directory / member.name
+        start = init_from
+        if init_from is not None and (init_from / member.name / "model.pt").is_file():
+            start = init_from / member.name  # weights that know this half set only
+        going_on = resume and (folder / "checkpoint").is_dir()
+        calibrations[member.name] = run.train(member, particles, folder, start, going_on)
+    if not zero:
+        return {}
+    calibration = join_members(directory, calibrations)
+    provenance = {
+        "settings": flatten(run.settings),
+        "inputs": [
+            {"name": str(p), "sha256": s} for p, s in zip(run.inputs, run.identity["inputs"], strict=True)
+        ],
+    }
+    save_members(
+        directory, list(calibrations), calibration, provenance | simulated_from(run.shown, run.inputs)
+    )
+    return calibration
+
+
+def _seen(prepared: Prepared, shown: ShownMap | None) -> torch.Tensor:
+    """Keys of the particles that the model learned from; images made from a map alone are nobody's."""
+    if shown is not None and shown.alone:
+        return torch.zeros(0, dtype=torch.int64)
+    keys = image_keys(prepared.particles, prepared.pipeline.reader)[prepared.training_rows]
+    return keys.sort().values
+
+
+def refinement_references(prepared: Prepared, shown: ShownMap | None, quiet: bool) -> dict[int, ReferenceMap]:
+    """References to refine against, of all training particles (0) and of each half set; none where they show nothing.
+
+    A map alone is the reference itself.
+    """
+    rows = reference_rows(prepared.training_rows, prepared.settings)
+    diameter_A = prepared.settings.images.diameter_A
+    with progress("references", len(rows), quiet) as advance:
+        maps = rebuild(prepared.pipeline, rows, prepared.settings.symmetry, diameter_A, advance)
+    coarsest_A = (diameter_A or maps[0].side_A) / LEAST_DETAIL
+    if maps[0].finest_A > coarsest_A:
+        LOG.warning(
+            "predicted poses will not be refined: the particles' own map reaches %.0f A, and at least %.0f A are needed",
+            maps[0].finest_A, coarsest_A,
+        )  # fmt: skip
+        return {}
+    if shown is not None and shown.alone:
+        return {0: matched(shown, maps[0], diameter_A)}
+    both = set(np.unique(prepared.particles.half_set).tolist()) == {1, 2}
+    return dict(enumerate(maps)) if both else {0: maps[0]}
+
+
+def _log_errors(model: Model) -> None:
+    found = {f"{views} views": figures for views, figures in model.calibration["views"].items()}
+    if "refined" in model.calibration:
+        found["refinement"] = model.calibration["refined"]
+    for name, figures in found.items():
+        LOG.info("validation error with %s: median %.2f deg, mean %.2f deg",
+                 name, figures["validation_median_deg"], figures["validation_mean_deg"])  # fmt: skip
 
 
 def _check_freezing(settings: Settings, init_from: Path | None, fabric: Fabric) -> None:

@@ -12,7 +12,9 @@ from cryoforum_plugin.cli.common import ErrorGroup, contrast_options, device_opt
 from cryoforum_plugin.cli.options import (
     check_selection,
     options,
+    prediction_choices,
     prediction_options,
+    refinement_options,
     selection_criteria,
     selection_options,
     training_options,
@@ -98,6 +100,7 @@ def select(**values: Any) -> None:
 @click.option("--train-output", default="particles", show_default=True, help="Its output with particles.")
 @_training
 @views_option
+@refinement_options
 @_selection
 def pipeline(**values: Any) -> None:
     """Train on refined particles, predict those of --job, select (--auto without a criterion)."""
@@ -134,7 +137,6 @@ def _with_our_symmetry(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(values: dict[str, Any], train: bool = False, predict: bool = True, again: bool = False) -> None:
-    from cryoforum_plugin.prediction.run import PredictOptions
     from cryosparc_job.job.request import Request, Source
     from cryosparc_job.job.steps import run
 
@@ -155,8 +157,7 @@ def _run(values: dict[str, Any], train: bool = False, predict: bool = True, agai
     if predict:
         criteria = _criteria(values)
         if not again:
-            batch_size = None if train else values["batch_size"]
-            request["options"] = PredictOptions(int(values["views"]), batch_size, values["contrast"])
+            request["options"] = prediction_choices(values)
         request |= {
             "criteria": criteria if criteria.any() else None,
             "fsc": bool(values["fsc"]),

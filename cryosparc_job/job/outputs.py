@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,16 +69,6 @@ def declare(job: Any, slots: dict[str, int], selecting: bool, has_poses: bool) -
         call(f"adding output {name}", job.add_output, "particle", name, slots=own, passthrough=INPUT,
              title=TITLES[name])  # fmt: skip
     return names
-
-
-def with_half_sets(particles: ParticleSet) -> ParticleSet:
-    """Give particles without two half sets theirs, copies of one particle together; others stay as they are.
-
-    cryoSPARC's alignments3D must hold a half set, and one for all would leave the other empty.
-    """
-    if set(np.unique(particles.half_set)) >= {1, 2}:
-        return particles
-    return replace(particles, half_set=1 + np.unique(particles.origin, return_inverse=True)[1] % 2)
 
 
 def rows_of(names: list[str], count: int, keep: NDArray[np.bool_] | None) -> dict[str, NDArray[np.bool_]]:

@@ -29,6 +29,7 @@ from cryoforum_plugin.host_job.steps import (
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
+from cryoforum_plugin.particles.half_sets import with_half_sets
 from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings
 from cryoforum_plugin.reconstruction.write import write_fsc
 from cryoforum_plugin.report import figures, write_report
@@ -160,7 +161,11 @@ class Work:
         identity = prediction_identity(table, request.model_dir, request.options)
         if request.again:  # whatever the options of that prediction were
             known = record.values.get("predict", {}).get("identity", {})
-            identity |= {key: known[key] for key in ("views", "contrast", "version") if key in known}
+            identity |= {
+                key: known[key]
+                for key in ("views", "contrast", "refine", "reference", "version")
+                if key in known
+            }
         elif record.values.get("train", {}).get("identity", {}).get("model") == identity["model"]:
             LOG.warning(
                 "%s: the model was trained on these particles, so that it seems better here than on others",
@@ -182,7 +187,7 @@ class Work:
             del particles, model  # large, and not needed beside what is read below
         self.events.checkpoint("predicted")
         found = formats.read_particles(predicted, root)
-        whole = outputs.with_half_sets(found)
+        whole = with_half_sets(found)  # cryoSPARC wants both: with one for all, the other would be empty
         if whole is not found and found.half_set.any():
             LOG.warning(
                 "%s: all in one half set; the predicted poses get new ones, the others stay as they are", name

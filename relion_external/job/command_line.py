@@ -127,8 +127,6 @@ def _checked(given: dict[str, str]) -> dict[str, Any]:
 
 def _check_demands(job: Job) -> None:
     """Refuse what the job type cannot do without."""
-    if job.refine:
-        raise HostError(f"{parameter('refine')}: this version does not refine predicted poses; remove it")
     if job.job == "train" and job.train_particles is not None:
         raise HostError(
             f"a train job learns from {HOST['in_parts']}: remove parameter 'train_particles', or choose job pipeline"

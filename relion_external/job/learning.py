@@ -47,12 +47,21 @@ def predict_step(work: Workspace, model_folder: Path, particles: ParticleSet) ->
     model = load_model(model_folder, choose_device(job.device))
     check_symmetry(job, model.settings.symmetry, f"the model {model_folder}")
     work.values["symmetry"] = model.settings.symmetry
-    options = PredictOptions(job.views, contrast=job.contrast)
+    options = PredictOptions(
+        job.views, contrast=job.contrast, refine=job.refine, reference=_reference(job, model_folder)
+    )
     identity = prediction_identity(job.in_parts, model_folder, options)
     predict_table(work, model, identity, particles, output, options, job.device, str(job.in_parts))
     warn_of_one_half(particles, output.name)
     work.made.append(output.name)
     return output
+
+
+def _reference(job: Job, model_folder: Path) -> Path | None:
+    """Map to refine against where one is given beside the model; reference.mrc of the model itself is its own."""
+    if job.job != "predict" or job.model is None or job.in_3dref is None or job.refine is False:
+        return None
+    return None if job.in_3dref.parent.resolve() == model_folder.resolve() else job.in_3dref
 
 
 def warn_of_one_half(particles: ParticleSet, name: str) -> None:
@@ -76,8 +85,6 @@ def check_symmetry(job: Job, known: str, where: str) -> None:
 def find_model(job: Job) -> Path:
     """Folder with model.pt: what the parameter 'model' names, or where the 3D reference lies."""
     if job.model is not None:
-        if job.in_3dref is not None:
-            LOG.warning("%s is not used: %s names the model", HOST["in_3dref"], parameter("model"))
         for folder in (job.model, job.model / "model", *([job.model.parent] if job.model.is_file() else [])):
             if (folder / "model.pt").is_file():
                 return folder

@@ -25,7 +25,7 @@ _ONLY_FOR = {  # jobs that use a parameter, where not all do
     "train_particles": ("pipeline",), "model": ("predict",), "in_3dref": ("predict",), "in_mask": _SELECTING,
     "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "set": _TRAINING, "views": _PREDICTING,
     "contrast": ("train", "predict", "pipeline"), "min_confidence": _SELECTING, "max_error": _SELECTING,
-    "keep": _SELECTING, "auto": _SELECTING, "reconstruct": _SELECTING,
+    "keep": _SELECTING, "auto": _SELECTING, "reconstruct": _SELECTING, "refine": _PREDICTING,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Job:
     auto: bool = False
     views: int = DEFAULT_VIEWS
     reconstruct: bool | None = None
-    refine: bool = False
+    refine: bool | None = None
     contrast: str | None = None
     device: str = "auto"
     seed: int | None = None
@@ -87,7 +87,10 @@ HOST_ARGUMENTS = (
     _option("o", _PATH, "Job folder, External/jobNNN/."),
     _option("in_parts", _PATH, "Particles to work on ('Input particles')."),
     _option(
-        "in_3dref", _PATH, "reference.mrc of a train job: takes that job's model ('Input 3D reference')."
+        "in_3dref",
+        _PATH,
+        "reference.mrc of a train job: takes that job's model; with --model, a map to refine against "
+        "('Input 3D reference').",
     ),
     _option("in_mask", _PATH, "Mask for the FSC of the half maps ('Input 3D mask')."),
     _option("j", click.IntRange(1), "Threads ('Number of threads').", default=True),
@@ -106,7 +109,7 @@ FREE_PARAMETERS = (
     _option("views", click.Choice(["1", "2", "4", "8"]), "In-plane views of each image.", default=True),
     _option("reconstruct", bool, "Half maps, and the FSC of all, selected and rejected particles  "
             "[default: in a pipeline]."),
-    _option("refine", bool, "Refine predicted poses; not in this version."),
+    _option("refine", bool, "Refine predicted poses  [default: where the model has a reference]."),
     _option("contrast", click.Choice(["check", "invert", "ignore"]), "Protein bright (check) or dark (invert)."),
     _option("device", str, "auto, cpu, cuda or cuda:N.", default=True),
     _option("seed", click.IntRange(0, 2**31 - 1), "Seed of all random choices."),

@@ -58,7 +58,7 @@ def test_calibrated_predictions_of_all_mates_are_the_same(
     chosen = group[torch.randint(len(group), (200,), generator=generator)]
     moved = _turned(matrices, chosen)
     first, second = (
-        calibrated(_raw(a), Calibration(2.0, 1.0), np.zeros(200), name) for a in (matrices, moved)
+        calibrated(_raw(a), Calibration(2.0, 1.0), np.zeros(200), symmetry=name) for a in (matrices, moved)
     )
     q, p = (torch.from_numpy(one.rotation) for one in (first, second))
     # rounding decides between copies on an edge; none of these poses lies on one

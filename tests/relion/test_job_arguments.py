@@ -64,7 +64,7 @@ def test_values_of_yes_and_no() -> None:
         ("--job train --j 0", "'Number of threads' on the Running tab"),
         ("--job train --seed 1 --seed 2", "given twice"),
         ("--job train --in_mics mics.star", "works on particles"),
-        ("--job train --refine yes", "does not refine"),
+        ("--job predict --model x --refine maybe", "parameter 'refine' on the Params tab"),
         ("--job train --train_particles x.star", "'train_particles'"),
         ("", "no parameter 'job'"),
     ],

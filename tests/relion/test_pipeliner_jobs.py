@@ -47,6 +47,7 @@ CHANGED = {  # a value for every option that is not its default; empty-looking o
     "keep": 0.25,
     "auto": True,
     "views": "4",
+    "refine": False,
     "device": "cuda:1",
 }
 
@@ -81,7 +82,7 @@ def test_the_pipeliner_finds_a_job_for_everything_the_program_does() -> None:
 
 def test_every_parameter_of_the_program_is_on_some_form() -> None:
     on_forms = {name for kind in JOBS for name in make(kind).joboptions}
-    assert {str(option.name) for option in FREE_PARAMETERS} - on_forms == {"job", "refine"}
+    assert {str(option.name) for option in FREE_PARAMETERS} - on_forms == {"job"}
 
 
 @pytest.mark.parametrize("kind", JOBS)

@@ -1,0 +1,74 @@
+"""What stands in a model folder for its models of half sets and folds together."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import torch
+
+from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.reconstruction.write import write_map
+
+_NAME = re.compile(r"half[12](_fold\d+)?|fold\d+")
+
+
+def join_members(directory: Path, calibrations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write log.txt, metrics.csv (means) and reference.mrc (the mean, to look at) of members; join their calibrations.
+
+    calibrations : by member. Numbers become means, counts sums; each member's own are kept as "members".
+    """
+    folders = [directory / name for name in calibrations]
+    with atomic_file(directory / "log.txt", overwrite=True) as temporary:
+        temporary.write_text("".join(f"{f.name}\n{(f / 'log.txt').read_text()}" for f in folders))
+    _join_metrics(directory, folders)
+    maps = []
+    for folder in folders:
+        with mrcfile.open(folder / "reference.mrc") as file:
+            maps.append((np.array(file.data), float(file.voxel_size.x)))
+    same = [volume for volume, _ in maps if volume.shape == maps[0][0].shape]
+    with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
+        write_map(temporary, torch.from_numpy(np.mean(same, axis=0)), maps[0][1])
+    joined: dict[str, Any] = _mean(list(calibrations.values()))
+    return joined | {"members": calibrations}
+
+
+def remove_members(directory: Path, names: Sequence[str]) -> None:
+    """Remove the members of an earlier training that are none of `names`."""
+    for folder in directory.iterdir():
+        if folder.is_dir() and _NAME.fullmatch(folder.name) and folder.name not in names:
+            shutil.rmtree(folder)
+
+
+def _join_metrics(directory: Path, folders: list[Path]) -> None:
+    tables = []
+    for folder in folders:
+        with open(folder / "metrics.csv", newline="") as handle:
+            tables.append(list(csv.DictReader(handle)))
+    with (
+        atomic_file(directory / "metrics.csv", overwrite=True) as temporary,
+        open(temporary, "w", newline="") as handle,
+    ):
+        writer = csv.DictWriter(handle, fieldnames=list(tables[0][0]))
+        writer.writeheader()
+        for rows in zip(*tables, strict=False):  # as many epochs as all have
+            writer.writerow({key: f"{np.mean([float(row[key]) for row in rows]):.6g}" for key in rows[0]})
+
+
+def _mean(values: list[Any]) -> Any:
+    """Mean of numbers, sum of counts, item by item of dictionaries and lists; the first of anything else."""
+    first = values[0]
+    if isinstance(first, dict):
+        shared = [key for key in first if all(key in value for value in values)]
+        return {key: _mean([value[key] for value in values]) for key in shared}
+    if isinstance(first, list) and all(len(value) == len(first) for value in values):
+        return [_mean(list(items)) for items in zip(*values, strict=True)]
+    if isinstance(first, int) and not isinstance(first, bool):
+        return sum(values)
+    return float(np.mean(values)) if isinstance(first, float) else first
