@@ -87,7 +87,8 @@ class TrainingSettings:
     particles' own CTFs and noise. augmentation : full (rotation, mirror, shift, noise), noise (images and
     shifts as they are, noise grows), or none. max_shift : largest augmentation shift along x and y, as a fraction of the
     window; raised to what 99 % of the particles have. noise_range : factor by which noise grows or falls.
-    reference_particles : at most this many build the reference. optimiser : adamw, or adam with weight decay
+    reference_particles : at most this many build the reference. check_symmetry : refuse a symmetry that the
+    reference's half maps contradict; False warns. optimiser : adamw, or adam with weight decay
     as an L2 term on kernels. cycle_momentum : momentum falls while the learning rate rises.
     branches : single; siamese (batches of pairs); all_pairs (every pair of a batch from one pass). For
     siamese, batch_size counts pairs; pairs : random or stratified (equal numbers in bins of distance);
@@ -120,6 +121,7 @@ class TrainingSettings:
     validation_fraction: float = 0.1
     reference_particles: int = 20_000
     balance_views: float = 0.0
+    check_symmetry: bool = True
     seed: int = 1
 
 

@@ -22,7 +22,7 @@ from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS
 INPUTS = ("in_parts", "in_mask")  # what RELION's own Input tab has comes before --job
 CRITERIA = ("min_confidence", "max_error", "keep", "auto")
 TRAINING = ("preset", "epochs", "seed", "config", "set")
-_SYMMETRY = r"([CD][1-9][0-9]{0,2}|T|O|I[1-4]?)$"
+_SYMMETRY = r"(C[1-9][0-9]{0,2}|D[1-9][0-9]{0,2}Y?|T|O|I[1-4]?)$"
 
 _particles = partial(
     InputNodeJobOption,

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from cryoforum_plugin.geometry import symmetry_group
+
 SIGMA_PX = 1.5
 
 
@@ -17,6 +19,15 @@ def blob_positions(n: int = 12, radius_px: float = 8.0, seed: int = 3) -> NDArra
     direction = rng.standard_normal((n, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     return direction * radius_px * rng.random((n, 1)) ** (1 / 3)
+
+
+def positions_with(symmetry: str, blobs: int = 2, seed: int = 3) -> NDArray[np.float64]:
+    """Blob centres `(n, 3)` xyz with the group `symmetry`, `blobs` of them independent, 7 to 10 px from 0."""
+    rng = np.random.default_rng(seed)
+    own = rng.standard_normal((blobs, 3))
+    own *= (rng.uniform(7, 10, blobs) / np.linalg.norm(own, axis=1))[:, None]
+    group = Rotation.from_quat(symmetry_group(symmetry))
+    return np.concatenate([operator.apply(own) for operator in group])
 
 
 def blob_volume(positions: NDArray[np.float64], size: int = 32) -> Tensor:

@@ -31,7 +31,7 @@ training_options = options(
     click.option(
         "--symmetry",
         default=None,
-        help="Point group with RELION's axes: Cn, Dn, T, O, I, I1-I4  [default: C1]",
+        help="Point group with RELION's axes: Cn, Dn, T, O, I, I1-I4; DnY: 2-fold on y, cryoSPARC's Dn  [default: C1]",
     ),
     click.option("--preset", type=click.Choice(list(PRESETS)), default="default", show_default=True),
     click.option(

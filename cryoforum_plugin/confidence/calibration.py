@@ -14,9 +14,21 @@ from scipy.stats.mstats import hdquantiles
 from torch import Tensor
 
 from cryoforum_plugin.confidence.basin import Basin
-from cryoforum_plugin.geometry import angular_distance
+from cryoforum_plugin.geometry import (
+    angular_distance_to_group,
+    reduce_to_asymmetric_unit,
+    symmetry_group,
+)
 from cryoforum_plugin.particles import FloatArray, Prediction
-from cryoforum_plugin.posterior import credible_radius, gaps, matrix_from_upper, mode, summarise
+from cryoforum_plugin.posterior import (
+    credible_radius,
+    gaps,
+    matrix_from_upper,
+    mode,
+    reduce_bingham,
+    summarise,
+    upper_from_matrix,
+)
 from cryoforum_plugin.posterior.sampling import summarise_mixture
 
 TARGET_DEG = 5.0  # the confidence is the probability of an error below this
@@ -152,16 +164,20 @@ def calibrated(
     calibration: Calibration,
     outlier_score: FloatArray,
     network: Tensor | None = None,
+    symmetry: str = "C1",
 ) -> Prediction:
     """Assemble what is written of each particle; rows that could not be read are NaN throughout.
 
     Where a refined pose may have ended in a wrong basin, confidence and expected error count that in, and the
     posterior is widened until its LEVEL ball holds that much of the mixture of both. network : `(n, 10)` posterior
-    that the paper's statistics are of, that of the network before refinement; default `raw`'s own.
+    that the paper's statistics are of, that of the network before refinement; default `raw`'s own. symmetry :
+    orientation and Bingham numbers are moved together into RELION's asymmetric unit of this group.
     """
     usable = ~raw.unusable
     bingham = raw.bingham.double() * calibration.width
     safe = torch.where(usable[:, None], bingham, torch.zeros_like(bingham))
+    if len(symmetry_group(symmetry)) > 1:
+        safe = upper_from_matrix(reduce_bingham(matrix_from_upper(safe), symmetry))
     rotation = mode(matrix_from_upper(safe))
     other, other_weight = rotation, torch.zeros(len(rotation), dtype=torch.float64)
     if raw.modes is None or raw.log_weight is None:
@@ -169,7 +185,7 @@ def calibrated(
     else:
         modes, log_weight = scaled(raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0), calibration)
         summary = summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), LEVEL)
-        other, other_weight = best_alternative(modes, log_weight)
+        other, other_weight = best_alternative(modes, log_weight, symmetry)
     if calibration.basin is not None:
         summary, safe = _with_basin(raw, calibration.basin, summary, safe)
     g = gaps(matrix_from_upper(safe if network is None else network.double().nan_to_num()))
@@ -195,16 +211,19 @@ def calibrated(
     )
 
 
-def best_alternative(modes: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+def best_alternative(modes: Tensor, log_weight: Tensor, symmetry: str = "C1") -> tuple[Tensor, Tensor]:
     """Rotation `(n, 4)` and weight `(n,)` of the heaviest mode that is another than the first.
 
     modes : `(n, k, 10)`, the heaviest first; log_weight : `(n, k)`. Modes lighter than ALTERNATIVE, or nearer than
-    ALTERNATIVE_DEG to the first, are none: then the first mode's rotation, and weight 0.
+    ALTERNATIVE_DEG to the first or its symmetry copies, are none: then the first mode's rotation, and weight 0.
     """
     rotation = mode(matrix_from_upper(modes))
-    apart = angular_distance(rotation, rotation[:, :1]) > math.radians(ALTERNATIVE_DEG)
+    group = torch.from_numpy(symmetry_group(symmetry))
+    first = rotation[:, :1].expand_as(rotation)
+    apart = angular_distance_to_group(rotation, first, group) > math.radians(ALTERNATIVE_DEG)
     weight = torch.where(apart, log_weight.exp(), 0.0)
     weight = torch.where(weight > ALTERNATIVE, weight, 0.0)
     heaviest, place = weight.max(dim=1)
     place = torch.where(heaviest > 0, place, 0)
-    return rotation[torch.arange(len(rotation)), place], heaviest
+    chosen = rotation[torch.arange(len(rotation)), place]
+    return reduce_to_asymmetric_unit(chosen, symmetry), heaviest

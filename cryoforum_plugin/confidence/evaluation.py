@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
 from cryoforum_plugin.confidence.calibration import TARGET_DEG
+from cryoforum_plugin.confidence.copies import angular_errors as angular_errors  # others look for it here
+from cryoforum_plugin.confidence.copies import warn_of_copies
 from cryoforum_plugin.confidence.matching import match_rows
 from cryoforum_plugin.errors import ParticleFileError
-from cryoforum_plugin.geometry import angular_distance_to_group, symmetry_group
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
 from cryoforum_plugin.posterior import credible_radius
 
 LARGE_ERROR_DEG = 10.0
 COVERAGE_LEVELS = (0.5, 0.9, 0.95)
-_ROWS_AT_ONCE = 16384
 
 Figures = dict[str, Any]
 
@@ -47,6 +48,7 @@ def evaluate(
         raise ParticleFileError(f"{predicted.source}: no particle of it could be predicted")
     rows = match_rows(predicted, reference)
     error_rad = angular_errors(predicted.require_rotation(), reference.require_rotation()[rows], group)
+    warn_of_copies(predicted.require_rotation(), reference.require_rotation()[rows], error_rad, symmetry)
     figures, reasons = error_figures(error_rad), {}
     figures["shift_rmse_A"] = None
     if predicted.shift_A is None or reference.shift_A is None:
@@ -63,13 +65,6 @@ def _predicted_rows(particles: ParticleSet) -> NDArray[np.int64]:
     if prediction is None or prediction.expected_error_deg is None:
         return np.arange(len(particles))
     return np.flatnonzero((prediction.confidence > 0) | (prediction.expected_error_deg != 180))
-
-
-def angular_errors(predicted: FloatArray, reference: FloatArray, group: FloatArray) -> FloatArray:
-    """Angles in rad `(n,)` between quaternions `(n, 4)` XYZW, modulo the point group `(g, 4)`."""
-    p, q, g = (torch.as_tensor(np.asarray(a, dtype=np.float64)) for a in (predicted, reference, group))
-    blocks = zip(torch.split(p, _ROWS_AT_ONCE), torch.split(q, _ROWS_AT_ONCE), strict=True)
-    return np.concatenate([angular_distance_to_group(a, b, g).numpy() for a, b in blocks])
 
 
 def error_figures(error_rad: FloatArray) -> Figures:

@@ -1,6 +1,10 @@
 """Rotations, distances, point groups and their asymmetric units."""
 
-from cryoforum_plugin.geometry.asymmetric_unit import in_asymmetric_unit, reduce_to_asymmetric_unit
+from cryoforum_plugin.geometry.asymmetric_unit import (
+    in_asymmetric_unit,
+    operator_to_unit,
+    reduce_to_asymmetric_unit,
+)
 from cryoforum_plugin.geometry.rotations import (
     angular_distance,
     angular_distance_to_group,
@@ -14,14 +18,16 @@ from cryoforum_plugin.geometry.rotations import (
     rotation_vector_to_quaternion,
     super_fibonacci_quaternions,
 )
-from cryoforum_plugin.geometry.symmetry import symmetry_group
+from cryoforum_plugin.geometry.symmetry import COMMON_GROUPS, symmetry_group
 
 __all__ = [
+    "COMMON_GROUPS",
     "angular_distance",
     "angular_distance_to_group",
     "in_asymmetric_unit",
     "in_plane_quaternion",
     "left_multiplication_matrix",
+    "operator_to_unit",
     "quaternion_to_relion_euler",
     "quaternion_to_rotation_vector",
     "random_quaternions",

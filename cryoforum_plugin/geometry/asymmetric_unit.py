@@ -38,17 +38,26 @@ def reduce_to_asymmetric_unit(quaternion: Tensor, symmetry: str) -> Tensor:
     """Replace poses `(..., 4)` XYZW by their equivalents S * q that RELION's asymmetric unit contains.
 
     symmetry : as in `symmetry_group`. The viewing direction d = R e_z (RELION's rot and tilt) decides:
-    Cn |rot| <= 180 / n; Dn |rot - 90| <= 180 / n and tilt <= 90 degrees; others n . d >= 0 for three
-    planes. Any float dtype and device, kept; differentiable but at the edges. At an edge, where several
-    copies qualify, rounding decides between them.
+    Cn |rot| <= 180 / n; Dn |rot - 90| <= 180 / n and tilt <= 90 degrees; DnY |rot| <= 180 / n and
+    tilt <= 90; others n . d >= 0 for three planes. Any float dtype and device, kept; differentiable but at
+    the edges. At an edge, where several copies qualify, rounding decides between them.
 
     Raises SettingsError for an unknown group.
     """
     with torch.autocast(quaternion.device.type, enabled=False):  # half precision would miss by 0.1 degrees
         q = quaternion.to(torch.promote_types(quaternion.dtype, torch.float32))
-        deepest = _depth(q, symmetry).argmax(-1)
-        group = torch.from_numpy(symmetry_group(symmetry)).to(q)
-        result: Tensor = roma.quat_product(group[deepest], q).to(quaternion)
+        result: Tensor = roma.quat_product(operator_to_unit(q, symmetry), q).to(quaternion)
+    return result
+
+
+def operator_to_unit(quaternion: Tensor, symmetry: str) -> Tensor:
+    """Operators S `(..., 4)` XYZW of the group with which S * q lies in the asymmetric unit; float32 or better.
+
+    Raises SettingsError for an unknown group.
+    """
+    with torch.autocast(quaternion.device.type, enabled=False):
+        deepest = _depth(quaternion, symmetry).argmax(-1)
+        result: Tensor = torch.from_numpy(symmetry_group(symmetry)).to(quaternion)[deepest]
     return result
 
 
@@ -86,9 +95,9 @@ def _normals(key: str) -> FloatArray:
     """Unit normals `(planes, 3)`, pointing inside, of the planes that bound the unit of a known group."""
     if key in _POLYHEDRAL:
         return np.array(_POLYHEDRAL[key], dtype=np.float64)
-    order, dihedral = int(key[1:]), key[0] == "D"
+    order, dihedral = int(key[1:].rstrip("Y")), key[0] == "D"
     towards = (math.pi / order - math.pi / 2) * np.array([1, -1])
-    if dihedral:
+    if dihedral and not key.endswith("Y"):
         towards += math.pi / 2  # the wedge's middle, beside the 2-fold on x
     wedge = np.stack([np.cos(towards), np.sin(towards), np.zeros(2)], axis=1)
     if order == 1:

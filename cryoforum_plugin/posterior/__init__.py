@@ -1,5 +1,6 @@
 """The Bingham distribution: what the network says of an orientation."""
 
+from cryoforum_plugin.posterior.asymmetric_unit import reduce_bingham
 from cryoforum_plugin.posterior.bingham import (
     align_to_copy,
     gaps,
@@ -23,6 +24,7 @@ __all__ = [
     "mode",
     "negative_log_likelihood",
     "probability_within",
+    "reduce_bingham",
     "summarise",
     "upper_from_matrix",
 ]

@@ -101,9 +101,10 @@ def _predict(
     raw = predictor.predict(rows, batch_size, advance)
     score = outliers.score(raw.features)
     if refiner is None:
-        return calibrated(raw, factors, score)
+        return calibrated(raw, factors, score, symmetry=model.settings.symmetry)
     known = with_widths(raw, factors)
-    return calibrated(refiner.refine(rows, known, advance), refined_calibration(model), score, known.bingham)
+    refined, factors = refiner.refine(rows, known, advance), refined_calibration(model)
+    return calibrated(refined, factors, score, known.bingham, model.settings.symmetry)
 
 
 def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) -> Refiner | None:

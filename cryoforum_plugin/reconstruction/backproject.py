@@ -132,6 +132,10 @@ class BackProjector:
         real, imaginary, weight = (_with_friedel_plane(values, sign) for values, sign in parts)
         return real, imaginary, weight
 
+    def weights_of_frequencies(self) -> Tensor:
+        """Weight `(padded, padded, padded // 2 + 1)` of each frequency, rfftn layout."""
+        return _with_friedel_plane(self.weight)
+
     def shell_weight(self) -> Tensor:
         """Mean weight `(box // 2 + 1,)` of the shells, in steps of one frequency of the box."""
         weight = _with_friedel_plane(self.weight)

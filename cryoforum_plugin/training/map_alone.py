@@ -72,7 +72,8 @@ def make_particles(
     draw, stack = maker.draw(like), folder / STACK
     made = particle_set(draw, spectra.pixel_size_A, spectra.size_px, stack, Path(f"images of {shown.source}"))
     made = replace(made, ctf=None if like.ctf is None else draw.ctf)
-    _, validation_rows = split_rows(made, settings.training.validation_fraction, settings.training.seed)
+    fraction, seed = settings.training.validation_fraction, settings.training.seed
+    _, validation_rows = split_rows(made, fraction, seed, settings.symmetry)  # as `prepare` will split them
     with progress("making images", len(made), quiet) as advance:
         images = maker.images(made, validation_rows, advance)
         write_stack(stack, images, spectra.pixel_size_A, "float16")

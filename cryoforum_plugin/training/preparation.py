@@ -29,9 +29,11 @@ from cryoforum_plugin.training.batches import TrainingData
 from cryoforum_plugin.training.map_fit import match_map
 from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
 from cryoforum_plugin.training.shown_map import ShownMap
+from cryoforum_plugin.training.symmetry_check import check_symmetry
 
 LOG = logging.getLogger("cryoforum")
 SMALLEST_BOX_PX = 16
+LARGEST_CHECKED_PX = 192  # above, turning maps to check the symmetry takes too much memory
 LARGEST_SHIFT = 0.12  # fraction of the window: beyond, particles are cut off
 
 
@@ -65,13 +67,14 @@ def prepare(
     """Check the particles, choose the working box, cache the images and rebuild the reference.
 
     shown : what simulated images show; None = the reference.
-    Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training.
+    Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training;
+    SettingsError for a symmetry that the particles contradict.
     """
     particles = _checked(particles, settings)
     reader = StackReader(particles.stacks)
     box_px = reader.check(particles)
     training_rows, validation_rows = split_rows(
-        particles, settings.training.validation_fraction, settings.training.seed
+        particles, settings.training.validation_fraction, settings.training.seed, settings.symmetry
     )
     chosen = reference_rows(training_rows, settings)
     measuring = len(chosen) if settings.images.diameter_A is None and settings.images.margin else 0
@@ -92,7 +95,12 @@ def prepare(
         return shift_images(found.to(device).float(), shift[position[rows]] * found.shape[-1])
 
     with progress("reference", len(chosen), quiet) as advance:
-        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance)
+        checked = pipeline.box.size_px <= LARGEST_CHECKED_PX
+        reference = build_reference(pipeline, chosen, settings.symmetry, centred, advance, checked)
+    check_symmetry(
+        reference.unsymmetrised, settings.symmetry, str(particles.source), settings.training.check_symmetry
+    )
+    reference = replace(reference, unsymmetrised=None)  # frees its memory
     LOG.info("reference: %d particles, %.1f A", len(chosen), reference.resolution_A)
     projector, reference = _projector(reference, shown, settings)
     training = TrainingData(

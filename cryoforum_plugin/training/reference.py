@@ -23,17 +23,30 @@ SMALLEST_PART = 0.25
 
 
 @dataclass(frozen=True)
+class Unsymmetrised:
+    """The half maps before any symmetry was imposed on them, on the CPU.
+
+    halves : two maps `(n, n, n)` zyx float32. weights : how often each frequency of their Fourier grids was
+    seen, `(m, m, m // 2 + 1)` with m a multiple of n; poses kept in one asymmetric unit leave gaps.
+    """
+
+    halves: tuple[Tensor, Tensor]
+    weights: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
 class Reference:
     """Map of the training particles at the working box.
 
     volume : `(n, n, n)` zyx float32, Wiener filtered. halves : two independent maps, unfiltered.
-    fsc : `(n // 2 + 1,)` between them. pixel_size_A : of the maps.
+    fsc : `(n // 2 + 1,)` between them. pixel_size_A : of the maps. unsymmetrised : where it was asked for.
     """
 
     volume: Tensor
     halves: tuple[Tensor, Tensor]
     fsc: Tensor
     pixel_size_A: float
+    unsymmetrised: Unsymmetrised | None = None
 
     @property
     def resolution_A(self) -> float:
@@ -47,10 +60,12 @@ def build_reference(
     symmetry: str,
     working: Callable[[IntArray], Tensor],
     advance: Advance,
+    keep_unsymmetrised: bool = False,
 ) -> Reference:
     """Back-project recentred working images of `rows` with their known poses, in two halves.
 
-    working : gives the working images `(b, n, n)` of a batch of rows.
+    working : gives the working images `(b, n, n)` of a batch of rows. keep_unsymmetrised : return the maps
+    before symmetry too.
     """
     n, device, particles = pipeline.box.size_px, pipeline.device, pipeline.particles
     rotation = torch.from_numpy(particles.require_rotation()).float().to(device)
@@ -71,6 +86,7 @@ def build_reference(
             chosen = half_of[of_batch] == half
             projector.insert_weighted(data[chosen], matrices[chosen], weight[chosen])
         advance(len(of_batch), "")
+    before = _unsymmetrised(*projectors) if keep_unsymmetrised else None
     for projector in projectors:
         projector.symmetrise(roma.unitquat_to_rotmat(group).to(device))
     halves = (projectors[0].volume(), projectors[1].volume())
@@ -78,7 +94,14 @@ def build_reference(
     both = projectors[0]
     both += projectors[1]
     volume = both.volume(wiener_regularisation(fsc))
-    return Reference(volume, halves, fsc, float(np.median(pipeline.sampling_A(rows))))
+    return Reference(volume, halves, fsc, float(np.median(pipeline.sampling_A(rows))), before)
+
+
+def _unsymmetrised(first: BackProjector, second: BackProjector) -> Unsymmetrised:
+    return Unsymmetrised(
+        (first.volume().cpu(), second.volume().cpu()),
+        (first.weights_of_frequencies().cpu(), second.weights_of_frequencies().cpu()),
+    )
 
 
 def _halves(particles: ParticleSet) -> IntArray:

@@ -128,6 +128,14 @@ def _following(values: dict[str, Any]) -> Any:
     return tuple(jobs)
 
 
+def _with_our_symmetry(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with --symmetry, given under cryoSPARC's name, under ours."""
+    from cryosparc_job.symmetry import from_cryosparc
+
+    given = values["symmetry"]
+    return values if given is None else values | {"symmetry": from_cryosparc(given)}
+
+
 def _run(values: dict[str, Any], train: bool = False, predict: bool = True, again: bool = False) -> None:
     from cryosparc_job.job.request import Request, Source
     from cryosparc_job.job.steps import run
@@ -140,7 +148,7 @@ def _run(values: dict[str, Any], train: bool = False, predict: bool = True, agai
     }
     if train:
         request |= {
-            "train": training_settings(values),
+            "train": training_settings(_with_our_symmetry(values)),
             "init_from": values["init_from"],
             "overwrite": values["overwrite"],
         }

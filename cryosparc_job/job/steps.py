@@ -18,6 +18,7 @@ from cryosparc_job.job.event_log import shown
 from cryosparc_job.job.life import ending, fail, start
 from cryosparc_job.job.request import Next, Plan, Request, check
 from cryosparc_job.job.work import Work, only_run, symmetry_of
+from cryosparc_job.symmetry import to_cryosparc
 
 LOG = logging.getLogger("cryoforum")
 TRAINING = "training_particles"
@@ -95,7 +96,16 @@ def queue_next(
     following: Next,
     volumes: dict[str, tuple[str, str]],
 ) -> None:
-    """Queue a job on the selected particles of `job`, or on all. Raises HostError."""
+    """Queue a job on the selected particles of `job`, or on all. Raises HostError.
+
+    Not where cryoSPARC has no name for the model's symmetry: there is a warning instead.
+    """
+    symmetry = symmetry_of(request.model_dir)
+    theirs = to_cryosparc(symmetry)
+    if theirs is None:
+        LOG.warning("%s was not queued: cryoSPARC has no symmetry with the axes of %s; align the volume to "
+                    "cryoSPARC's axes first", following.kind, symmetry)  # fmt: skip
+        return
     name = outputs.SELECTED if request.criteria is not None else outputs.INPUT
     made = call(
         f"making a {following.kind} job",
@@ -104,7 +114,7 @@ def queue_next(
         full_uid("W", request.source.workspace),
         following.kind,
         connections={"particles": (job.uid, name), **volumes},
-        params={"refine_symmetry": symmetry_of(request.model_dir)},
+        params={"refine_symmetry": theirs},
         title=f"{following.kind} of {job.uid} {name}",
     )
     try:

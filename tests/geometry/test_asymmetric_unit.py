@@ -27,6 +27,7 @@ from cryoforum_plugin.geometry import (
 )
 
 GROUPS = ["C1", "C2", "C3", "C4", "D1", "D2", "D3", "D7", "T", "O", "I", "I1", "I2", "I3", "I4"]
+WITH_CRYOSPARCS = [*GROUPS, "D1Y", "D2Y", "D3Y", "D7Y"]
 
 
 def group_of(name: str) -> Tensor:
@@ -50,7 +51,7 @@ def poses(generator: torch.Generator) -> Tensor:
     return torch.nn.functional.normalize(random_quaternions(300, generator).double(), dim=-1)
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", WITH_CRYOSPARCS)
 def test_exactly_one_of_the_copies_is_in_the_unit_and_all_reduce_to_it(name: str, poses: Tensor) -> None:
     group = group_of(name)
     copies = copies_of(poses, group)
@@ -78,6 +79,12 @@ def test_ranges_of_rot_and_tilt_of_dihedral_groups(name: str, poses: Tensor) -> 
     assert 85 < tilt.max() <= 90
 
 
+def test_ranges_with_a_2_fold_on_y(poses: Tensor) -> None:
+    rot, tilt = rot_and_tilt_deg(reduce_to_asymmetric_unit(poses, "D7Y"))
+    assert 0.95 * 180 / 7 < np.abs(rot).max() <= 180 / 7
+    assert 85 < tilt.max() <= 90
+
+
 def test_d2_covers_the_range_of_the_paper(poses: Tensor) -> None:
     rot, tilt = rot_and_tilt_deg(reduce_to_asymmetric_unit(poses, "D2"))
     assert rot.min() >= 0
@@ -90,7 +97,7 @@ def test_c1_changes_nothing(poses: Tensor) -> None:
     assert torch.equal(reduce_to_asymmetric_unit(poses, "C1"), poses)
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name", WITH_CRYOSPARCS)
 @pytest.mark.parametrize(
     "angles", [(0, 0, 0), (0, 180, 30), (90, 90, 0), (180, 60, 0), (-90, 45, 0), (45, 54.7356, 1)]
 )

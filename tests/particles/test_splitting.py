@@ -11,6 +11,7 @@ from particle_tables import make_particles
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.errors import ParticleFileError
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.particles.splitting import split_rows
 
 
@@ -37,6 +38,16 @@ def test_rare_views_are_in_both_parts(tmp_path: Path) -> None:
     )
     _, validation = split_rows(replace(particles, rotation=rotation.as_quat()), 0.1, 3)
     assert (validation < 40).sum() in (3, 4, 5)
+
+
+@pytest.mark.parametrize("symmetry", ["C4", "D7", "O", "I1"])
+def test_symmetry_mates_are_split_alike(symmetry: str, tmp_path: Path) -> None:
+    particles = make_particles(tmp_path, 400)
+    group = symmetry_group(symmetry)
+    chosen = Rotation.from_quat(group[np.random.default_rng(0).integers(len(group), size=400)])
+    moved = replace(particles, rotation=(chosen * Rotation.from_quat(particles.require_rotation())).as_quat())
+    expected = split_rows(particles, 0.2, 1, symmetry)[1]
+    assert np.array_equal(split_rows(moved, 0.2, 1, symmetry)[1], expected)
 
 
 def test_too_few_particles_are_refused(tmp_path: Path) -> None:
