@@ -5,7 +5,8 @@
 Particles are simulated as in `ribosome_snr.py` (5,000 projections at 128 px, low-passed to 11 A, uniform views,
 shifts up to 3 px, defocus 1.0-2.5 um, white noise). The training sees the map as it is, not low-passed, and the
 images and CTFs of the training part, whose poses it does not look at: it has to find out by itself how bright
-and how sharp the map shows and how strong the noise is. The test is that of `ribosome_snr.py`.
+and how sharp the map shows and how strong the noise is. The test is that of `ribosome_snr.py`; "refined" is
+against the same map.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ def measure(map_file: Path, snr: float, work: Path, preset: str, seed: int) -> d
     )  # fmt: skip
     result["fit"] = fitted(work / "model" / "log.txt")
     result["calibration"] = json.loads((work / "model" / "calibration.json").read_text())["views"]
-    for views in (1, 2, 8):
-        name = f"views_{views}"
+    kinds: dict[str, list[object]] = {
+        f"views_{views}": ["--views", views, "--no-refine"] for views in (1, 2, 8)
+    }
+    kinds["refined"] = []
+    for name, options in kinds.items():
         steps[f"predict_{name}"] = run(
-            work, "predict", "model", "sim/test.star", "-o", f"{name}.star", "--views", views
+            work, "predict", "model", "sim/test.star", "-o", f"{name}.star", *options
         )
         run(work, "evaluate", f"{name}.star", "sim/test.star", "--json", f"{name}.json")
         result[name] = json.loads((work / f"{name}.json").read_text())

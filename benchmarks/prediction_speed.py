@@ -27,7 +27,7 @@ def measure(model: Path, particles: Path, repeats: int, views: int) -> dict[str,
         for i in range(repeats):
             figures = out / f"{i}.json"
             step = run(
-                particles.parent.parent, "predict", model.resolve(), particles.resolve(), "-o", out / f"{i}.star",
+                particles.parent.parent, "predict", "--no-refine", model.resolve(), particles.resolve(), "-o", out / f"{i}.star",
                 "--views", views, "--quiet", "--json", figures,
             )  # fmt: skip
             speeds.append(json.loads(figures.read_text())["particles_per_s"])

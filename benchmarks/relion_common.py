@@ -161,7 +161,7 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     _make_particles(folder, arguments)
     for step in (
         ["train", "train.star", "-o", "model", "--epochs", arguments.epochs],
-        ["predict", "model", "new.star", "-o", "predicted.star"],
+        ["predict", "--no-refine", "model", "new.star", "-o", "predicted.star"],
     ):
         content[step[0]] = timed(
             folder, "cryoforum", *step, "--overwrite", "--device", "cpu", log=f"{step[0]}.log"

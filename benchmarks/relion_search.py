@@ -106,7 +106,7 @@ def predict(work: Path, options: list[object], arguments: argparse.Namespace) ->
         for n in sizes:
             write_rows(work / "some.star", tables, slice(n))
             step = timed(
-                work, "cryoforum", "predict", "model", "some.star", "-o", "some_out.star", "--device", "cpu",
+                work, "cryoforum", "predict", "--no-refine", "model", "some.star", "-o", "some_out.star", "--device", "cpu",
                 "--overwrite", "--quiet", *options,
             )  # fmt: skip
             used[n].append(step["cpu_s"])

@@ -53,6 +53,7 @@ def measure(map_file: Path, snr: float, work: Path, epochs: int | None, seed: in
             f"{name}.star",
             "--views",
             views,
+            "--no-refine",
             "--json",
             f"{name}_run.json",
         )
@@ -69,6 +70,7 @@ def measure(map_file: Path, snr: float, work: Path, epochs: int | None, seed: in
             f"all_{views}.star",
             "--views",
             views,
+            "--no-refine",
             "--json",
             f"speed_{views}.json",
         )

@@ -328,7 +328,7 @@ def predict(bench: Bench, data: Data, trained: dict[str, Any], part: str, views:
 
     def make() -> dict[str, Any]:
         step = run(
-            bench.work, "predict", folder / "model", table, "-o", output, "--views", views, "--overwrite",
+            bench.work, "predict", "--no-refine", folder / "model", table, "-o", output, "--views", views, "--overwrite",
             "--device", bench.device, "--quiet", *data.root_option, *data.read_options,
         )  # fmt: skip
         predicted, known = bench.table(data, output), bench.table(data, table)

@@ -17,6 +17,7 @@ from particle_tables import make_particles, make_prediction
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.calibration import RawPrediction, fit
 from cryoforum_plugin.confidence.evaluation import evaluate
+from cryoforum_plugin.confidence.labels import errors
 from cryoforum_plugin.geometry import (
     angular_distance,
     quaternion_to_relion_euler,
@@ -29,7 +30,6 @@ from cryoforum_plugin.posterior import align_to_copy, matrix_about, matrix_from_
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.settings import LossSettings, Settings
-from cryoforum_plugin.training.calibrate import _errors
 from cryoforum_plugin.training.losses import distance_loss, orientation_loss
 from cryoforum_plugin.training.pairs import stratified_pairs
 from cryoforum_plugin.training.validation import Labels, ValidationData, validate
@@ -111,7 +111,9 @@ def test_validation_and_calibration(symmetry: str, mates: Mates) -> None:
     found = []
     for label in (q, mates(q, symmetry)):
         figures = validate(network, ValidationData(images, label), known, settings)
-        factors = fit(raw, _errors(raw, label.numpy(), symmetry), np.ones((64, 2)))
+        factors = fit(
+            raw, errors(raw, label.numpy(), torch.from_numpy(symmetry_group(symmetry))), np.ones((64, 2))
+        )
         found.append((*figures, factors.width, factors.shift))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
