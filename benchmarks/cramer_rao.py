@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cryoforum_plugin.images.fourier import half_multiplicity, shell_index
 from cryoforum_plugin.images.projector import Projector
+from cryoforum_plugin.maps.volume import low_pass
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.simulation.draw import Draw
 from cryoforum_plugin.simulation.simulate import Simulator
-from cryoforum_plugin.simulation.volume import low_pass
 
 STEP_RAD, STEP_PX = 0.005, 0.1
 DRAWS = 200  # errors drawn per particle

@@ -10,8 +10,8 @@ import numpy as np
 from common import run
 
 from cryoforum_plugin.images.fourier import soft_mask
+from cryoforum_plugin.maps.volume import read_map
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
-from cryoforum_plugin.simulation.volume import read_map
 
 
 def compare_maps(work: Path, symmetry: str, table: str) -> dict[str, Any]:

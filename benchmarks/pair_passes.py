@@ -22,12 +22,12 @@ from common import RESULTS, command_line, machine, write_results
 from torch import Tensor
 
 from cryoforum_plugin.geometry import random_quaternions
+from cryoforum_plugin.learning.losses import pairwise_distance
 from cryoforum_plugin.network import PoseNetwork
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import build_network
 from cryoforum_plugin.posterior import mode
 from cryoforum_plugin.settings import preset, with_values
-from cryoforum_plugin.training.losses import pairwise_distance
 
 Pairs = tuple[Tensor, Tensor]
 

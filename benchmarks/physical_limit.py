@@ -43,10 +43,10 @@ from cryoforum_plugin.confidence.evaluation import angular_errors
 from cryoforum_plugin.confidence.matching import match_rows
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.maps.volume import low_pass, read_map
 from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.simulation.draw import Draw, SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
-from cryoforum_plugin.simulation.volume import low_pass, read_map
 from cryoforum_plugin.simulation.write import write_simulation
 
 SEED = 7

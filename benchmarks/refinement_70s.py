@@ -27,6 +27,7 @@ from cryoforum_plugin.geometry import angular_distance
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.maps.volume import low_pass, read_map
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.posterior import (
     credible_radius,
@@ -38,7 +39,6 @@ from cryoforum_plugin.posterior import (
 from cryoforum_plugin.refinement.reference import ReferenceMap, from_map, rebuild
 from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.refinement.solver import Solver
-from cryoforum_plugin.simulation.volume import low_pass, read_map
 
 DIAMETER_A = 260.0
 MEDIAN_OF_THREE = 1.538  # median length of a vector with three standard normal components

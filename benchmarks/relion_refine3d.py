@@ -33,8 +33,8 @@ from relion_common import (
     write_rows,
 )
 
+from cryoforum_plugin.maps.volume import read_map
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A
-from cryoforum_plugin.simulation.volume import read_map
 
 TINY = {"training": 300, "count": 100, "epochs": 1, "refined": 16}
 RANKS = 3  # a leader and one for each half

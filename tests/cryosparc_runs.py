@@ -14,12 +14,12 @@ from blobs import blob_positions, blob_volume
 from chain import TINY
 
 from cryoforum_plugin import formats
+from cryoforum_plugin.learning import loop
+from cryoforum_plugin.learning.loop import make_fabric
 from cryoforum_plugin.settings import Settings, assemble, parse_assignments
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
 from cryoforum_plugin.simulation.write import write_simulation
-from cryoforum_plugin.training import loop
-from cryoforum_plugin.training.loop import make_fabric
 from cryoforum_plugin.training.train import train
 from cryosparc_job.job.request import Source
 

@@ -101,7 +101,7 @@ def test_views_change_numbers_but_not_shape(chain: Path, tmp_path: Path, views: 
 def test_same_seed_same_model_and_resume_equals_straight_through(
     chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cryoforum_plugin.training import loop
+    from cryoforum_plugin.learning import loop
 
     star, model = chain / "sim" / "train.star", tmp_path / "resumed"
     save = loop.Trainer.save
@@ -139,7 +139,7 @@ def test_same_seed_same_model_and_resume_equals_straight_through(
 def test_overwrite_spares_what_is_not_a_model_and_keeps_the_old_one_until_the_end(
     chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cryoforum_plugin.training import loop
+    from cryoforum_plugin.learning import loop
 
     star, model = chain / "sim" / "train.star", tmp_path / "model"
     model.mkdir()

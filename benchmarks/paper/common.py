@@ -36,11 +36,11 @@ from benchmarks.common import (
 )
 from cryoforum_plugin.confidence.evaluation import evaluate
 from cryoforum_plugin.formats import read_particles
+from cryoforum_plugin.learning.loop import default_epochs, epoch_images
+from cryoforum_plugin.learning.pairs import pairs_in_epoch
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows
 from cryoforum_plugin.settings import DEFAULT_VIEWS, preset, with_values
-from cryoforum_plugin.training.loop import default_epochs, epoch_images
-from cryoforum_plugin.training.pairs import pairs_in_epoch
 
 SETS = ("training", "validation", "test")
 KEPT = TRAINING + VALIDATION

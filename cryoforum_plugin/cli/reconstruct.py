@@ -61,11 +61,11 @@ def command(
     from cryoforum_plugin.atomic import check_directory, check_file
     from cryoforum_plugin.formats import read_particles
     from cryoforum_plugin.images.stacks import StackReader
+    from cryoforum_plugin.maps.volume import read_map
     from cryoforum_plugin.network.device import choose_device
     from cryoforum_plugin.progress import progress
     from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings, reconstruct
     from cryoforum_plugin.reconstruction.write import OUTPUTS, write_reconstruction
-    from cryoforum_plugin.simulation.volume import read_map
 
     if mask is not None and mask_diameter is not None:
         raise click.UsageError("give --mask or --mask-diameter, not both")

@@ -94,11 +94,11 @@ def command(
     ratio of 0.1. Junk is one third pure noise, one third off-centre, one third another particle.
     """
     from cryoforum_plugin.atomic import check_output
+    from cryoforum_plugin.maps.volume import read_map
     from cryoforum_plugin.network.device import choose_device
     from cryoforum_plugin.progress import progress
     from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
     from cryoforum_plugin.simulation.simulate import Simulator
-    from cryoforum_plugin.simulation.volume import read_map
     from cryoforum_plugin.simulation.write import split_names, write_simulation
 
     check_output(output, overwrite)

@@ -88,11 +88,11 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     """
     from cryoforum_plugin import formats
     from cryoforum_plugin.atomic import check_file
+    from cryoforum_plugin.learning.loop import make_fabric
+    from cryoforum_plugin.maps.given import read_shown_map
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.report import write_report
     from cryoforum_plugin.settings import implied_by_source
-    from cryoforum_plugin.training.loop import make_fabric
-    from cryoforum_plugin.training.shown_map import read_shown_map
     from cryoforum_plugin.training.train import train
 
     alone = check_sources(particles, options)

@@ -15,6 +15,7 @@ from cryoforum_plugin.errors import HostError, ImageStackError, ParticleFileErro
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.host_job.record import JobRecord, same
 from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.learning.loop import make_fabric
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
@@ -23,7 +24,6 @@ from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
 from cryoforum_plugin.settings import Settings, flatten
-from cryoforum_plugin.training.loop import make_fabric
 from cryoforum_plugin.training.train import train
 
 LOG = logging.getLogger("cryoforum")

@@ -103,7 +103,8 @@ def _predict(
     if refiner is None:
         return calibrated(raw, factors, score, symmetry=model.settings.symmetry)
     known = with_widths(raw, factors)
-    refined, factors = refiner.refine(rows, known, advance), refined_calibration(model)
+    factors = refined_calibration(model, own=options.reference is None)
+    refined = refiner.refine(rows, known, advance)
     return calibrated(refined, factors, score, known.bingham, model.settings.symmetry)
 
 
@@ -116,9 +117,13 @@ def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) 
     if options.reference is not None:
         given = read_reference(options.reference, references.get(0), diameter_A)
         return Refiner(pipeline, {0: given}, diameter_A, model.settings.symmetry)
-    if references:
+    if references and (options.refine or model.calibration.get("refined", {}).get("helps", True)):
         return Refiner(pipeline, references, diameter_A, model.settings.symmetry)
-    if options.refine:
+    if references:
+        LOG.warning(
+            "poses are not refined: that made those of held-out particles worse (--refine does it all the same)"
+        )
+    elif options.refine:
         raise ModelError(
             f"{model.directory} holds no reference to refine against (references.pt); give one with --reference, or "
             "train the model again"
@@ -126,8 +131,12 @@ def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) 
     return None
 
 
-def refined_calibration(model: Model) -> Calibration:
-    """Factors of refined poses; 1 where the model was never calibrated for them."""
+def refined_calibration(model: Model, own: bool) -> Calibration:
+    """Factors of refined poses; 1 where the model was never calibrated for them.
+
+    own : against the model's own reference, whose errors widen the posterior, perhaps by too much. Another map is
+    taken as free of errors, so that its posteriors are not made narrower.
+    """
     figures = model.calibration.get("refined")
     if figures is None:
         LOG.warning(
@@ -135,7 +144,8 @@ def refined_calibration(model: Model) -> Calibration:
             model.directory,
         )
         return Calibration(1.0, 1.0)
-    return Calibration.of(figures)
+    factors = Calibration.of(figures)
+    return factors if own else replace(factors, width=min(factors.width, 1.0))
 
 
 def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.images.fourier import radial_average, shell_index
+from cryoforum_plugin.maps.fitting import match_map
+from cryoforum_plugin.maps.given import ShownMap, read_shown_map
+from cryoforum_plugin.maps.rebuilt import Reference
 from cryoforum_plugin.refinement.reference import ReferenceMap, from_map
-from cryoforum_plugin.training.map_fit import match_map
-from cryoforum_plugin.training.reference import Reference
-from cryoforum_plugin.training.shown_map import ShownMap, read_shown_map
 
 NEGLIGIBLE = 1e-3  # part of the signal that the shells beyond the last one used hold together
 

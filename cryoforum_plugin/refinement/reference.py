@@ -11,10 +11,10 @@ from torch import Tensor
 from cryoforum_plugin.images.fourier import radial_average, shell_index, soft_mask
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.maps.rebuilt import build_reference
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.fsc import smooth_to_zero
-from cryoforum_plugin.training.reference import build_reference
 
 LOG = logging.getLogger("cryoforum")
 LARGEST_BOX_PX = 160  # of a reference that is rebuilt from particles
@@ -119,13 +119,3 @@ def _filtered(volume: Tensor, belief: Tensor) -> Tensor:
     index = shell_index(n, 3).clamp(max=n // 2)
     result: Tensor = torch.fft.irfftn(torch.fft.rfftn(volume) * belief[index], s=volume.shape)
     return result
-
-
-def mean_noise_power(images: Tensor, radius_px: float) -> Tensor:
-    """Mean |noise|^2 of transforms of images `(b, n, n)` by shell, `(n // 2 + 1,)`, from outside a disc."""
-    n = images.shape[-1]
-    edge = max(2.0, n / 16)
-    outside = 1 - soft_mask(n, min(radius_px, n / 2 - edge), edge, 2, images.device)
-    mean = (images * outside).sum((1, 2), keepdim=True) / outside.sum()
-    power = torch.fft.rfft2((images - mean) * outside).abs().square()
-    return radial_average(power).mean(0) / outside.square().mean()

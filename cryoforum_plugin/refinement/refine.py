@@ -15,11 +15,12 @@ from torch import Tensor
 
 from cryoforum_plugin.confidence.calibration import RawPrediction
 from cryoforum_plugin.images.ctf import ctf_2d
+from cryoforum_plugin.images.noise import mean_noise_power
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.refinement.reference import LARGEST_BOX_PX, ReferenceMap, mean_noise_power, whole_images
+from cryoforum_plugin.refinement.reference import LARGEST_BOX_PX, ReferenceMap, whole_images
 from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, whiten

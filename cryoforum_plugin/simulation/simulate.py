@@ -14,9 +14,9 @@ from torch import Tensor
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.projector import Projector
+from cryoforum_plugin.maps.volume import low_pass, randomise_phases
 from cryoforum_plugin.particles import FloatArray, IntArray
 from cryoforum_plugin.simulation.draw import GOOD, PURE_NOISE, WRONG_PARTICLE, Draw, SimulationSettings
-from cryoforum_plugin.simulation.volume import low_pass, randomise_phases
 
 PIXELS_PER_BATCH = 2**21
 SNR_SAMPLE = 1000  # particles that the signal's variance is measured on

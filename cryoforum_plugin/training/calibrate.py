@@ -73,6 +73,8 @@ def calibrate(
                 kept = np.flatnonzero(~judged.suspect)
                 known = calibration.with_widths(raw[kept], factors)
                 refined = _refined(model, prepared, references, rows[kept], known, advance)
+                network_deg = float(np.degrees(judged.angle_rad[kept].mean()))
+                refined["helps"] = refined["validation_mean_deg"] < network_deg
                 advance(len(rows) - len(kept), "")
         training = Predictor(model, prepared.pipeline, precision, 1).predict(of_training, BATCH, advance)
     assert held_out is not None

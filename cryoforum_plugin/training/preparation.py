@@ -21,15 +21,15 @@ from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.learning.batches import TrainingData
+from cryoforum_plugin.maps.fitting import match_map
+from cryoforum_plugin.maps.given import ShownMap
+from cryoforum_plugin.maps.rebuilt import Reference, build_reference, estimate_diameter_A
+from cryoforum_plugin.maps.symmetry_check import check_symmetry
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
-from cryoforum_plugin.training.batches import TrainingData
-from cryoforum_plugin.training.map_fit import match_map
-from cryoforum_plugin.training.reference import Reference, build_reference, estimate_diameter_A
-from cryoforum_plugin.training.shown_map import ShownMap
-from cryoforum_plugin.training.symmetry_check import check_symmetry
 
 LOG = logging.getLogger("cryoforum")
 SMALLEST_BOX_PX = 16

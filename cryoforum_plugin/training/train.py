@@ -2,114 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.atomic import atomic_file, check_directory, check_output
+from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.checksum import checksum
-from cryoforum_plugin.errors import ModelError, OutputError, SettingsError
+from cryoforum_plugin.errors import ModelError, SettingsError
 from cryoforum_plugin.images.identity import image_keys
+from cryoforum_plugin.learning.batches import BatchMaker
+from cryoforum_plugin.learning.loop import Trainer, default_epochs
+from cryoforum_plugin.learning.validation import ValidationData
+from cryoforum_plugin.maps.given import ShownMap, calibration_source, simulated_from
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, build_network, load_model, save_members, save_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.write import write_map
-from cryoforum_plugin.refinement.matching import matched
-from cryoforum_plugin.refinement.reference import ReferenceMap, rebuild
 from cryoforum_plugin.refinement.reference_file import write_references
 from cryoforum_plugin.settings import Settings, flatten
-from cryoforum_plugin.training.batches import BatchMaker
+from cryoforum_plugin.simulation.from_map import make_particles
 from cryoforum_plugin.training.calibrate import calibrate
+from cryoforum_plugin.training.folder import check_model_directory, start_run
 from cryoforum_plugin.training.joining import join_members, remove_members
-from cryoforum_plugin.training.loop import Trainer, default_epochs
-from cryoforum_plugin.training.map_alone import make_particles
+from cryoforum_plugin.training.log import held_log, open_log
 from cryoforum_plugin.training.members import Member, plan_members
-from cryoforum_plugin.training.preparation import Prepared, prepare, reference_rows
-from cryoforum_plugin.training.shown_map import ShownMap, calibration_source, simulated_from
+from cryoforum_plugin.training.preparation import Prepared, prepare
+from cryoforum_plugin.training.references import refinement_references
 from cryoforum_plugin.training.suspects import write_suspects
-from cryoforum_plugin.training.validation import ValidationData
 
 LOG = logging.getLogger("cryoforum")
-LEAST_DETAIL = 6  # resolution elements across the particle, below which a reference holds no pose
-CHECKPOINT_FILES = ("identity.json", "last.pt", "metrics.csv", "log.txt")
-
-
-@contextmanager
-def _held_log() -> Iterator[MemoryHandler]:
-    """Collect log messages until `_open_log` gives them a file."""
-    handler = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
-    LOG.addHandler(handler)
-    level = LOG.level
-    LOG.setLevel(logging.INFO)
-    try:
-        yield handler
-    finally:
-        LOG.removeHandler(handler)
-        LOG.setLevel(level)
-        target = handler.target
-        handler.close()
-        if target is not None:
-            target.close()
-
-
-def _open_log(handler: MemoryHandler, file: Path) -> None:
-    target = logging.FileHandler(file)
-    target.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.setTarget(target)
-    handler.flush()
-    handler.flushLevel = logging.INFO
-
-
-def check_model_directory(directory: Path, resume: bool, overwrite: bool) -> None:
-    """Raise OutputError where a model must not be written: something exists, or is not a model at all."""
-    check_output(directory, overwrite or resume)
-    if directory.exists():
-        if not directory.is_dir():
-            raise OutputError(f"{directory} is a file; give a folder for the model")
-        foreign = any(directory.iterdir()) and not (
-            (directory / "model.pt").exists() or (directory / "checkpoint").is_dir()
-        )
-        if foreign:
-            raise OutputError(f"{directory} holds other files than a model; give a folder of its own")
-
-
-def _start(directory: Path, identity: dict[str, Any], resume: bool) -> None:
-    """Make checkpoint/ for this run, or check that the one that is there belongs to it.
-
-    An older model in the directory stays usable until this run replaces it at its very end.
-    """
-    checkpoint = directory / "checkpoint"
-    identity_file = checkpoint / "identity.json"
-    if resume and identity_file.exists():
-        if json.loads(identity_file.read_text()) != identity:
-            raise ModelError(
-                f"{directory} was started with other particles, map or settings; resume with the same command, "
-                "or train again with --overwrite"
-            )
-        return
-    if resume and (directory / "model.pt").exists():
-        raise ModelError(
-            f"{directory} holds a finished model and no checkpoint; train again with --overwrite"
-        )
-    check_directory(checkpoint, CHECKPOINT_FILES, overwrite=True)
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint)
-    with atomic_file(identity_file) as temporary:
-        temporary.write_text(json.dumps(identity, indent=2))
 
 
 def train(
@@ -180,7 +111,7 @@ class _Run:
         fabric, settings, shown, particles = self.fabric, self.settings, self.shown, particles[member.rows]
         identity = self.identity | {"member": member.name}
         torch.manual_seed(settings.training.seed)
-        with _held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
+        with held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
             LOG.info("%s", self.note)
             initial = None if init_from is None else _initial_weights(init_from, settings)
             if shown is not None and shown.alone:
@@ -188,8 +119,8 @@ class _Run:
                 particles, settings, shown = made.particles, made.settings, made.shown
             prepared = prepare(particles, settings, Path(cache), fabric.device, self.quiet, shown)
             if fabric.is_global_zero:
-                _start(directory, identity, resume)
-                _open_log(handler, directory / "checkpoint" / "log.txt")
+                start_run(directory, identity, resume)
+                open_log(handler, directory / "checkpoint" / "log.txt")
             fabric.barrier()
             model = _fit(prepared, directory, fabric, initial, resume, self.quiet)
             if not fabric.is_global_zero:
@@ -224,7 +155,7 @@ def _train_members(
     """Train a model for each half set and fold into a folder each, then what stands for all of them."""
     zero = run.fabric.is_global_zero
     if zero:
-        _start(directory, run.identity | {"members": [member.name for member in members]}, resume)
+        start_run(directory, run.identity | {"members": [member.name for member in members]}, resume)
     calibrations = {}
     for member in members:
         folder = directory / member.name
@@ -254,28 +185,6 @@ def _seen(prepared: Prepared, shown: ShownMap | None) -> torch.Tensor:
         return torch.zeros(0, dtype=torch.int64)
     keys = image_keys(prepared.particles, prepared.pipeline.reader)[prepared.training_rows]
     return keys.sort().values
-
-
-def refinement_references(prepared: Prepared, shown: ShownMap | None, quiet: bool) -> dict[int, ReferenceMap]:
-    """References to refine against, of all training particles (0) and of each half set; none where they show nothing.
-
-    A map alone is the reference itself.
-    """
-    rows = reference_rows(prepared.training_rows, prepared.settings)
-    diameter_A = prepared.settings.images.diameter_A
-    with progress("references", len(rows), quiet) as advance:
-        maps = rebuild(prepared.pipeline, rows, prepared.settings.symmetry, diameter_A, advance)
-    coarsest_A = (diameter_A or maps[0].side_A) / LEAST_DETAIL
-    if maps[0].finest_A > coarsest_A:
-        LOG.warning(
-            "predicted poses will not be refined: the particles' own map reaches %.0f A, and at least %.0f A are needed",
-            maps[0].finest_A, coarsest_A,
-        )  # fmt: skip
-        return {}
-    if shown is not None and shown.alone:
-        return {0: matched(shown, maps[0], diameter_A)}
-    both = set(np.unique(prepared.particles.half_set).tolist()) == {1, 2}
-    return dict(enumerate(maps)) if both else {0: maps[0]}
 
 
 def _log_errors(model: Model) -> None:

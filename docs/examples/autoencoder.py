@@ -14,11 +14,11 @@ from cryoforum_plugin.geometry import angular_distance, random_quaternions
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.maps.volume import low_pass, read_map
 from cryoforum_plugin.network import Encoder, NetworkOutput, RotationHead
 from cryoforum_plugin.posterior import mode, negative_log_likelihood
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
-from cryoforum_plugin.simulation.volume import low_pass, read_map
 
 BOX_PX, SHIFT_PX, BATCH, HELD_OUT, START_A, FINEST_A = 32, 1.0, 64, 500, 40.0, 25.0
 

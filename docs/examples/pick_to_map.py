@@ -30,9 +30,9 @@ from cryoforum_plugin.confidence.evaluation import evaluate
 from cryoforum_plugin.demo.run import MAP_FILE
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.images.fourier import soft_mask
+from cryoforum_plugin.maps.volume import read_map
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
 from cryoforum_plugin.simulation.draw import GOOD, OFF_CENTRE
-from cryoforum_plugin.simulation.volume import read_map
 
 SEED = 1
 SNR = 0.3  # variance of signal and noise at a Nyquist frequency of 12 A; less at finer sampling

@@ -15,11 +15,11 @@ from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.host_job.record import read_record
 from cryoforum_plugin.host_job.steps import reconstruct_sets
 from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.maps.volume import read_map
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.reconstruction.half_sets import half_set_rows
 from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings
 from cryoforum_plugin.reconstruction.write import write_fsc, write_map
-from cryoforum_plugin.simulation.volume import read_map
 from relion_external.job.learning import check_symmetry, warn_of_one_half
 from relion_external.job.parameters import HOST, Job
 from relion_external.job.workspace import Workspace, naming

@@ -47,11 +47,11 @@ def test_a_posterior_is_widened_to_hold_what_it_says(p: float) -> None:
     sharp = upper_from_matrix(matrix_about(q, torch.eye(3, dtype=torch.double).expand(n, 3, 3) * 1e5))
     one = torch.ones(n, dtype=torch.double)
     raw = RawPrediction(
-        sharp, torch.zeros(n, 2), one, one[:, None], torch.zeros(n, dtype=torch.bool), one, one
+        sharp, torch.zeros(n, 2), one, one[:, None], torch.zeros(n, dtype=torch.bool), contrast=one, gain=one
     )
     bias = float(np.clip(np.log((p + 1e-12) / (1 - p + 1e-12)), -30, 30))
     basin = Basin([0.0, 0.0], [1.0, 1.0], [0.0, 0.0], bias, 120.0)
-    found = calibrated(raw, Calibration(1.0, 1.0, basin), np.zeros(n))
+    found = calibrated(raw, Calibration(1.0, 1.0, basin=basin), np.zeros(n))
     assert found.expected_error_deg is not None
     assert found.credible_radius_90_deg is not None
     assert found.bingham is not None

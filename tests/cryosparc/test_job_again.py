@@ -97,7 +97,7 @@ def test_a_training_that_was_cut_off_goes_on(
 ) -> None:
     settings = replace(tiny_settings(), training=replace(tiny_settings().training, epochs=3))
     request = Request(add_job(cryosparc_server), tmp_path / "model", train=settings, predict=False)
-    monkeypatch.setattr("cryoforum_plugin.training.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0, raising=False)
+    monkeypatch.setattr("cryoforum_plugin.learning.loop.SECONDS_BETWEEN_CHECKPOINTS", 0.0, raising=False)
 
     def cut(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from torch_fourier_slice import project_3d_to_2d
 
 from cryoforum_plugin.images.fourier import fourier_crop, shift_images
 from cryoforum_plugin.images.projector import Projector
-from cryoforum_plugin.simulation.volume import make_even
+from cryoforum_plugin.maps.volume import make_even
 
 POSITIONS = blob_positions()
 VOLUME = blob_volume(POSITIONS)

@@ -9,11 +9,11 @@ import torch
 
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import in_plane_quaternion, random_quaternions, right_multiplication_matrix
+from cryoforum_plugin.learning.losses import label_negative_log_likelihood, orientation_loss
 from cryoforum_plugin.network import PoseNetwork, RotationHead
 from cryoforum_plugin.posterior import mode
 from cryoforum_plugin.prediction.views import predict_views
 from cryoforum_plugin.settings import LossSettings, NetworkSettings, preset, with_values
-from cryoforum_plugin.training.losses import label_negative_log_likelihood, orientation_loss
 
 C1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
 

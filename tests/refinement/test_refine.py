@@ -17,6 +17,7 @@ from torch.nn import functional
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.calibration import RawPrediction
 from cryoforum_plugin.geometry import angular_distance
+from cryoforum_plugin.images.noise import mean_noise_power
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
@@ -28,7 +29,7 @@ from cryoforum_plugin.posterior import (
     mode,
     upper_from_matrix,
 )
-from cryoforum_plugin.refinement.reference import ReferenceMap, from_map, mean_noise_power, rebuild
+from cryoforum_plugin.refinement.reference import ReferenceMap, from_map, rebuild
 from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator

@@ -22,6 +22,7 @@ from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import radial_sum, shift_images
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.maps.volume import low_pass, make_even, randomise_phases, read_map
 from cryoforum_plugin.particles import Ctf
 from cryoforum_plugin.simulation.draw import (
     OFF_CENTRE,
@@ -31,7 +32,6 @@ from cryoforum_plugin.simulation.draw import (
     draw_particles,
 )
 from cryoforum_plugin.simulation.simulate import Simulator
-from cryoforum_plugin.simulation.volume import low_pass, make_even, randomise_phases, read_map
 
 POSITIONS = blob_positions()
 VOLUME = blob_volume(POSITIONS)

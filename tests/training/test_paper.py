@@ -18,13 +18,13 @@ from cryoforum_plugin.geometry import (
     reduce_to_asymmetric_unit,
     symmetry_group,
 )
+from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
+from cryoforum_plugin.learning.loop import Trainer, make_fabric
+from cryoforum_plugin.learning.optimiser import make_optimiser
+from cryoforum_plugin.learning.validation import Labels, ValidationData
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.network.model import build_network, load_model
 from cryoforum_plugin.settings import preset, with_values
-from cryoforum_plugin.training.batches import BatchMaker, TrainingData
-from cryoforum_plugin.training.loop import Trainer, make_fabric
-from cryoforum_plugin.training.optimiser import make_optimiser
-from cryoforum_plugin.training.validation import Labels, ValidationData
 
 PAPER = ("--preset", "paper", "--quiet", "--epochs", 2, "--batch-size", 32, "--set", "network.channels=4")
 
@@ -246,7 +246,7 @@ def test_choices_that_do_not_go_together_are_refused(
 
 def test_a_killed_run_of_the_papers_training_resumes_the_same(data: Path, tmp_path: Path) -> None:
     whole = train(data, tmp_path / "whole")
-    import cryoforum_plugin.training.loop as loop
+    import cryoforum_plugin.learning.loop as loop
 
     class KilledError(Exception):
         pass

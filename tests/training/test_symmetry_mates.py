@@ -25,14 +25,14 @@ from cryoforum_plugin.geometry import (
     symmetry_group,
 )
 from cryoforum_plugin.images.projector import Projector
+from cryoforum_plugin.learning.losses import distance_loss, orientation_loss
+from cryoforum_plugin.learning.pairs import stratified_pairs
+from cryoforum_plugin.learning.validation import Labels, ValidationData, validate
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.posterior import align_to_copy, matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.settings import LossSettings, Settings
-from cryoforum_plugin.training.losses import distance_loss, orientation_loss
-from cryoforum_plugin.training.pairs import stratified_pairs
-from cryoforum_plugin.training.validation import Labels, ValidationData, validate
 
 SIZE = 32
 GROUPS = ["C4", "D2", "D7", "D7Y", "T", "O", "I1"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cryoforum_plugin.geometry import angular_distance_to_group, random_quaternions, symmetry_group
-from cryoforum_plugin.training.pairs import BINS, MOST, pairs_in_epoch, random_pairs, stratified_pairs
+from cryoforum_plugin.learning.pairs import BINS, MOST, pairs_in_epoch, random_pairs, stratified_pairs
 
 IDENTITY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
 

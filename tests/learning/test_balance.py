@@ -9,8 +9,8 @@ import torch
 
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import random_quaternions, symmetry_group
+from cryoforum_plugin.learning.balance import LARGEST, view_density, view_weights, weighted_rows
 from cryoforum_plugin.settings import preset, with_values
-from cryoforum_plugin.training.balance import LARGEST, view_density, view_weights, weighted_rows
 
 C1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
 

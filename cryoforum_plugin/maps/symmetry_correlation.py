@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cryoforum_plugin.images.fourier import soft_mask
 from cryoforum_plugin.images.projector import Projector, sample_half
+from cryoforum_plugin.maps.rebuilt import Unsymmetrised
 from cryoforum_plugin.particles import FloatArray
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
-from cryoforum_plugin.training.reference import Unsymmetrised
 
 RESOLVED = 0.143
 FIRST_SHELL = 2

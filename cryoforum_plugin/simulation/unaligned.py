@@ -12,11 +12,11 @@ from torch import Tensor
 from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import fourier_crop, radial_average
+from cryoforum_plugin.images.noise import mean_noise_power
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
 from cryoforum_plugin.images.working import normalise_background
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.refinement.reference import mean_noise_power
 
 LOG = logging.getLogger("cryoforum")
 SIGNIFICANT = 3.0  # standard errors of a shell's signal power

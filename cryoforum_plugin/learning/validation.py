@@ -15,10 +15,10 @@ from cryoforum_plugin.geometry import (
     symmetry_group,
 )
 from cryoforum_plugin.images.working import finish
+from cryoforum_plugin.learning.losses import label_negative_log_likelihood, orientation_loss
 from cryoforum_plugin.posterior import mode
 from cryoforum_plugin.posterior.wrong_labels import robust
 from cryoforum_plugin.settings import Settings
-from cryoforum_plugin.training.losses import label_negative_log_likelihood, orientation_loss
 
 
 @dataclass(frozen=True)

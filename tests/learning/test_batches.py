@@ -18,9 +18,9 @@ from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.pipeline import remaining_transfer
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.working import finish, rim_deviation
+from cryoforum_plugin.learning.batches import Batch, BatchMaker, TrainingData
 from cryoforum_plugin.particles import Ctf
 from cryoforum_plugin.settings import TrainingSettings, preset, with_values
-from cryoforum_plugin.training.batches import Batch, BatchMaker, TrainingData
 from cryoforum_plugin.training.preparation import prepare
 
 SIZE, COUNT, PIXEL_A = 32, 60, 5.0

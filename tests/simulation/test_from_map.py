@@ -22,13 +22,13 @@ from cryoforum_plugin.images.fourier import shell_index
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.maps.given import ShownMap, check_symmetry, diameter_of, read_shown_map
+from cryoforum_plugin.maps.volume import low_pass
 from cryoforum_plugin.settings import Settings, with_values
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
+from cryoforum_plugin.simulation.from_map import make_particles
 from cryoforum_plugin.simulation.simulate import Simulator
-from cryoforum_plugin.simulation.volume import low_pass
-from cryoforum_plugin.training.map_alone import make_particles
-from cryoforum_plugin.training.shown_map import ShownMap, check_symmetry, diameter_of, read_shown_map
-from cryoforum_plugin.training.unaligned import Spectra, fit_contrast, map_power, measure_spectra
+from cryoforum_plugin.simulation.unaligned import Spectra, fit_contrast, map_power, measure_spectra
 
 SIZE, PIXEL_A, DIAMETER_A = 48, 4.0, 110.0
 ALONE = (*TINY, "--set", "map_alone.images=300", "--diameter", "120", "--quiet")
@@ -192,7 +192,7 @@ def test_the_model_says_what_it_was_made_from(alone: Path) -> None:
 def test_resume_goes_on_with_the_same_images_and_no_others(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cryoforum_plugin.training import loop
+    from cryoforum_plugin.learning import loop
 
     save, model = loop.Trainer.save, tmp_path / "resumed"
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)

@@ -17,8 +17,8 @@ from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.geometry import random_quaternions, symmetry_group
 from cryoforum_plugin.images.fourier import radial_sum
 from cryoforum_plugin.images.projector import Projector
-from cryoforum_plugin.simulation.volume import low_pass, read_map, resample
-from cryoforum_plugin.training.reference import Reference, estimate_diameter_A
+from cryoforum_plugin.maps.rebuilt import Reference, estimate_diameter_A
+from cryoforum_plugin.maps.volume import low_pass, read_map, resample
 
 LOG = logging.getLogger("cryoforum")
 SIMULATED_IMAGES = "simulated images"

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError, ParticleFileError
 from cryoforum_plugin.images.fourier import radial_sum, shell_index
+from cryoforum_plugin.maps.fitting import match_map
+from cryoforum_plugin.maps.given import ShownMap
+from cryoforum_plugin.maps.rebuilt import Reference
+from cryoforum_plugin.maps.volume import resample
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
-from cryoforum_plugin.simulation.volume import resample
-from cryoforum_plugin.training.map_fit import match_map
-from cryoforum_plugin.training.reference import Reference
-from cryoforum_plugin.training.shown_map import ShownMap
 
 SIZE, PIXEL_A = 32, 5.0
 POSITIONS = blob_positions(12, 8.0)

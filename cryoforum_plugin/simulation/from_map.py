@@ -21,15 +21,15 @@ from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.maps.given import ShownMap, check_symmetry, diameter_of
+from cryoforum_plugin.maps.volume import resample
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows, spread_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.simulation.draw import Draw, SimulationSettings, draw_particles
-from cryoforum_plugin.simulation.volume import resample
+from cryoforum_plugin.simulation.unaligned import Contrast, Spectra, fit_contrast, map_power, measure_spectra
 from cryoforum_plugin.simulation.write import STACK, particle_set
-from cryoforum_plugin.training.shown_map import ShownMap, check_symmetry, diameter_of
-from cryoforum_plugin.training.unaligned import Contrast, Spectra, fit_contrast, map_power, measure_spectra
 
 LOG = logging.getLogger("cryoforum")
 MEASURED_IMAGES = 1000

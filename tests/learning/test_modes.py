@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -59,14 +60,14 @@ def predict(folder: Path, modes: int) -> tuple[RawPrediction, Calibration, Predi
     caught: list[tuple[RawPrediction, Calibration]] = []
     original = run.calibrated
 
-    def spy(raw: RawPrediction, factors: Calibration, score: np.ndarray) -> Prediction:
+    def spy(raw: RawPrediction, factors: Calibration, *rest: Any, **more: Any) -> Prediction:
         caught.append((raw, factors))
-        return original(raw, factors, score)
+        return original(raw, factors, *rest, **more)
 
     model = load_model(folder / f"{modes}", torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "calibrated", spy)
-        options = PredictOptions(views=2, quiet=True)
+        options = PredictOptions(views=2, quiet=True, refine=False)
         found = predict_particles(model, test_set(folder), choose_device("cpu"), "32-true", options)
     return *caught[0], found
 

@@ -14,11 +14,11 @@ from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.evaluation import auroc
+from cryoforum_plugin.learning.label_noise import LEAST, MOST, LabelNoise
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.posterior import matrix_from_upper, negative_log_likelihood
 from cryoforum_plugin.report.collect import collect_run
 from cryoforum_plugin.report.html import render_html
-from cryoforum_plugin.training.label_noise import LEAST, MOST, LabelNoise
 
 WRONG = 0.1
 OPTIONS = (*TINY, "--epochs", 14, "--quiet")
@@ -56,7 +56,7 @@ def learned(model: Path) -> float:
 
 def predicted(model: Path, table: Path) -> formats.ParticleSet:
     output = model / f"predicted-{table.name}"
-    succeed("predict", model, table, "-o", output, "--views", 1, "--quiet", "--overwrite")
+    succeed("predict", model, table, "-o", output, "--views", 1, "--no-refine", "--quiet", "--overwrite")
     return formats.read_particles(output)
 
 
@@ -128,7 +128,7 @@ def test_the_report_lists_the_first_ten(data: Path) -> None:
 
 
 def test_a_killed_training_resumes_with_what_it_learned(data: Path, tmp_path: Path) -> None:
-    import cryoforum_plugin.training.loop as loop
+    import cryoforum_plugin.learning.loop as loop
 
     class KilledError(Exception):
         pass

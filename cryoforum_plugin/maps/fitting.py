@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError, ParticleFileError
 from cryoforum_plugin.images.fourier import radial_sum, shell_index, soft_mask
+from cryoforum_plugin.maps.given import ShownMap, check_holds
+from cryoforum_plugin.maps.rebuilt import Reference
+from cryoforum_plugin.maps.volume import resample
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
-from cryoforum_plugin.simulation.volume import resample
-from cryoforum_plugin.training.reference import Reference
-from cryoforum_plugin.training.shown_map import ShownMap, check_holds
 
 LOG = logging.getLogger("cryoforum")
 BELIEVED = 0.5  # FSC of the half maps down to which shells are compared

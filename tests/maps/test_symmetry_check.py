@@ -15,10 +15,10 @@ from chain import TINY, cryoforum, succeed
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import random_quaternions, reduce_to_asymmetric_unit
 from cryoforum_plugin.images.projector import Projector
+from cryoforum_plugin.maps.rebuilt import Unsymmetrised
+from cryoforum_plugin.maps.symmetry_check import check_symmetry, judge
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.write import write_map
-from cryoforum_plugin.training.reference import Unsymmetrised
-from cryoforum_plugin.training.symmetry_check import check_symmetry, judge
 
 SIZE = 32
 

@@ -16,24 +16,24 @@ from torch import Tensor
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import ModelError, SettingsError
-from cryoforum_plugin.network import PoseNetwork
-from cryoforum_plugin.network.device import Precision, choose_device
-from cryoforum_plugin.network.model import write_tensors
-from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.settings import Settings, TrainingSettings
-from cryoforum_plugin.training.balance import view_weights, weighted_rows
-from cryoforum_plugin.training.batches import Batch, BatchMaker
-from cryoforum_plugin.training.label_noise import LabelNoise
-from cryoforum_plugin.training.losses import (
+from cryoforum_plugin.learning.balance import view_weights, weighted_rows
+from cryoforum_plugin.learning.batches import Batch, BatchMaker
+from cryoforum_plugin.learning.label_noise import LabelNoise
+from cryoforum_plugin.learning.losses import (
     curriculum,
     distance_loss,
     label_negative_log_likelihood,
     orientation_loss,
     shift_negative_log_likelihood,
 )
-from cryoforum_plugin.training.optimiser import frozen_parts, make_optimiser
-from cryoforum_plugin.training.pairs import pairs_in_epoch, random_pairs, stratified_pairs
-from cryoforum_plugin.training.validation import Labels, ValidationData, validate
+from cryoforum_plugin.learning.optimiser import frozen_parts, make_optimiser
+from cryoforum_plugin.learning.pairs import pairs_in_epoch, random_pairs, stratified_pairs
+from cryoforum_plugin.learning.validation import Labels, ValidationData, validate
+from cryoforum_plugin.network import PoseNetwork
+from cryoforum_plugin.network.device import Precision, choose_device
+from cryoforum_plugin.network.model import write_tensors
+from cryoforum_plugin.progress import Advance
+from cryoforum_plugin.settings import Settings, TrainingSettings
 
 LOG = logging.getLogger("cryoforum")
 DIVERGED = "training diverged (the loss or its gradient is not finite); lower training.learning_rate"

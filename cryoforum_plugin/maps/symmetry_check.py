@@ -10,9 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import COMMON_GROUPS, super_fibonacci_quaternions, symmetry_group
+from cryoforum_plugin.maps.rebuilt import Unsymmetrised
+from cryoforum_plugin.maps.symmetry_correlation import Correlation, HalfMaps
 from cryoforum_plugin.particles import FloatArray
-from cryoforum_plugin.training.reference import Unsymmetrised
-from cryoforum_plugin.training.symmetry_correlation import Correlation, HalfMaps
 
 LOG = logging.getLogger("cryoforum")
 REFUSED_BELOW = 0.8  # of the correlation unturned; a map that has the symmetry comes out at 1 but for noise

@@ -10,15 +10,15 @@ from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck
 
 from cryoforum_plugin.geometry import in_plane_quaternion, random_quaternions, symmetry_group
-from cryoforum_plugin.network import PoseNetwork
-from cryoforum_plugin.posterior import matrix_from_upper
-from cryoforum_plugin.settings import LossSettings, NetworkSettings
-from cryoforum_plugin.training.losses import (
+from cryoforum_plugin.learning.losses import (
     curriculum,
     distance_loss,
     orientation_loss,
     shift_negative_log_likelihood,
 )
+from cryoforum_plugin.network import PoseNetwork
+from cryoforum_plugin.posterior import matrix_from_upper
+from cryoforum_plugin.settings import LossSettings, NetworkSettings
 
 
 def test_shift_likelihood_gradient_and_minimum() -> None:
