@@ -29,7 +29,7 @@ POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**23}  # Fourier points of a batch; eac
 LARGEST_BATCH = 1024
 NOISE_IMAGES = 500
 SURE_DEG = 6.0  # posteriors narrower than this get one start
-STARTS = 6  # of unsure particles
+STARTS, RESCUES = 6, 16  # starts of unsure particles, and of doubtful ones
 DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
 MARCH = 1.6  # from one stage to the next, in frequency
 COARSE_STEPS, LAST_STEPS = (3, 1), 3
@@ -185,14 +185,14 @@ class Refiner:
         if search:
             gap = torch.linalg.eigvalsh(matrix)
             unsure = torch.nonzero(gap[:, 1] - gap[:, 0] < 2 / math.radians(SURE_DEG) ** 2)[:, 0]
-            best = self._start_again(against, observed, best, unsure, matrix, start_px)
+            best = self._start_again(
+                against, observed, best, unsure, matrix, start_px, against.coarse, STARTS
+            )
         result = solver.refine(observed, best.R, best.shift_px, against.fine)
         if search:
             doubtful = torch.nonzero(result.scale < DOUBTFUL * solver.amplitude)[:, 0]
-            best = self._start_again(against, observed, result, doubtful, None, start_px)
-            moved = torch.nonzero((best.R != result.R).any(2).any(1))[:, 0]
-            again = solver.refine(observed.rows(moved), best.R[moved], best.shift_px[moved], against.fine)
-            result = result.with_better(moved, again)
+            stages = (*against.coarse, *against.fine)
+            result = self._start_again(against, observed, result, doubtful, None, start_px, stages, RESCUES)
         return self._found(result, observed, solver.amplitude, pixel_A)
 
     def _start_again(
@@ -203,21 +203,23 @@ class Refiner:
         rows: Tensor,
         matrix: Tensor | None,
         shift_px: Tensor,
+        stages: Stages,
+        number: int,
     ) -> Refined:
-        """Take for `rows` the start that fits the low frequencies best: the known pose or one of the grid.
+        """Take for `rows` the start that fits best after `stages`: the known pose, or one of `number` of the grid.
 
         matrix : `(b, 4, 4)` posterior that the grid is weighted by; None = every pose is as likely.
         """
         if not len(rows):
             return known
         part, solver, grid = observed.rows(rows), against.solver, against.grid
-        best = solver.refine(part, known.R[rows], known.shift_px[rows], against.coarse)
+        best = solver.refine(part, known.R[rows], known.shift_px[rows], stages)
         score = grid.gains(part, shift_px[rows])
         if matrix is not None:
             poses = grid.grid.double()
             score = score - torch.einsum("gi,bij,gj->bg", poses, matrix[rows], poses).float()
-        for R in roma.unitquat_to_rotmat(grid.starts(score, STARTS)).unbind(1):
-            other = solver.refine(part, R, shift_px[rows], against.coarse)
+        for R in roma.unitquat_to_rotmat(grid.starts(score, number)).unbind(1):
+            other = solver.refine(part, R, shift_px[rows], stages)
             best = other.where(other.cost < best.cost, best)
         return known.replaced(rows, best)
 

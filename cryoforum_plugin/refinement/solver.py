@@ -62,11 +62,6 @@ class Refined:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Refined(*(a.index_copy(0, rows, b) for a, b in pairs))
 
-    def with_better(self, rows: Tensor, other: Refined) -> Refined:
-        """All of self, but `other` at those of `rows` where it costs less, on the same frequencies."""
-        before = self.rows(rows)
-        return self.replaced(rows, other.where(other.cost < before.cost, before))
-
 
 @dataclass(frozen=True)
 class _State:
