@@ -108,7 +108,7 @@ def _halves(particles: ParticleSet) -> IntArray:
     """0 or 1 for each row: the host's half sets where both are there, else by particle, copies together."""
     if set(np.unique(particles.half_set)) == {1, 2}:
         return particles.half_set - 1
-    return particles.origin % 2
+    return np.unique(particles.origin, return_inverse=True)[1].reshape(-1) % 2
 
 
 def estimate_diameter_A(reference: Reference) -> float | None:

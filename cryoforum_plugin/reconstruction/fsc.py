@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cryoforum_plugin.images.fourier import radial_sum
 
@@ -45,6 +46,21 @@ def smooth_to_zero(fsc: Tensor, threshold: float = 0.143) -> Tensor:
     if len(below):
         kept[int(below[0]) + 1 :] = 0
     kept[0] = 1
+    return kept
+
+
+def significant(fsc: Tensor, points: Tensor) -> Tensor:
+    """FSC smoothed over three shells, clipped to [0, 1), and 0 from where it is not three s.d. above chance.
+
+    points : `(shells,)` independent components of each shell: by chance the correlation has s.d. 1 / sqrt(points).
+    """
+    smooth = functional.avg_pool1d(fsc[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
+    chance = (3 / points.clamp(min=1).sqrt()).clamp(0.02, 0.3)
+    below = (smooth[1:] < chance[1:]).nonzero()
+    kept = smooth.clamp(0, 0.9999)
+    if len(below):
+        kept[int(below[0]) + 1 :] = 0
+    kept[0], kept[-1] = kept[1], 0
     return kept
 
 

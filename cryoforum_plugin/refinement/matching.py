@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from cryoforum_plugin.images.fourier import radial_average, shell_index
+from cryoforum_plugin.images.fourier import radial_average
 from cryoforum_plugin.maps.fitting import match_map
 from cryoforum_plugin.maps.given import ShownMap, read_shown_map
 from cryoforum_plugin.maps.rebuilt import Reference
 from cryoforum_plugin.refinement.reference import ReferenceMap, from_map
 
-NEGLIGIBLE = 1e-3  # part of the signal that the shells beyond the last one used hold together
+NEGLIGIBLE = 1e-3  # part of what poses are read from that the shells beyond the last one used hold together
 
 
 def read_reference(path: Path, own: ReferenceMap | None, diameter_A: float | None) -> ReferenceMap:
@@ -33,23 +32,15 @@ def matched(shown: ShownMap, own: ReferenceMap, diameter_A: float | None) -> Ref
 
     Raises ImageStackError if it does not fit that reference.
     """
-    volume = match_map(shown, _unfiltered(own), diameter_A).cpu()
+    assert own.average is not None
+    assert own.fsc is not None
+    rebuilt = Reference(own.volume, (own.average, own.average), own.fsc, own.pixel_size_A)
+    volume = match_map(shown, rebuilt, diameter_A).cpu()
     n = len(volume)
     power = radial_average(torch.fft.rfftn(volume).abs().square(), 3)
-    signal = power * torch.arange(n // 2 + 1)  # of slices: as many points as the shell is long
-    rest = signal.flip(0).cumsum(0).flip(0) / signal.sum()
+    # what a pose is read from: slices change with it in proportion to the frequency, and have as many points
+    information = power * torch.arange(n // 2 + 1).float() ** 3
+    rest = information.flip(0).cumsum(0).flip(0) / information.sum()
     belief = (rest > NEGLIGIBLE).float()
     belief[-1] = 0
     return ReferenceMap(volume, belief, own.pixel_size_A)
-
-
-def _unfiltered(own: ReferenceMap) -> Reference:
-    """The map that `own` was before its filter, as two equal halves, where there is any signal."""
-    n = len(own.volume)
-    filtered = torch.fft.rfftn(own.volume)
-    divisor = torch.where(own.belief > 0, own.belief, torch.inf)
-    average: Tensor = torch.fft.irfftn(
-        filtered / divisor[shell_index(n, 3).clamp(max=n // 2)], s=own.volume.shape
-    )
-    fsc = own.belief / (2 - own.belief)
-    return Reference(own.volume, (average, average), fsc, own.pixel_size_A)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cryoforum_plugin.images.fourier import radial_average, shell_index, soft_mask
+from cryoforum_plugin.images.fourier import radial_average, shell_index
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.working import WorkingBox
+from cryoforum_plugin.maps.masking import outline_mask
 from cryoforum_plugin.maps.rebuilt import build_reference
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.reconstruction.fsc import smooth_to_zero
+from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, significant
 
 LOG = logging.getLogger("cryoforum")
 LARGEST_BOX_PX = 160  # of a reference that is rebuilt from particles
-MASK_MARGIN, MASK_EDGE = 1.15, 0.1  # of the particle's diameter
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,16 @@ class ReferenceMap:
 
     volume : `(n, n, n)` zyx float32, filtered by its own signal-to-noise ratio. belief : `(n // 2 + 1,)`
     part of each shell's power that is signal, 1 for a map without noise, 0 beyond its resolution.
-    absolute : whether its grey values are those of normalised images.
+    absolute : whether its grey values are those of normalised images. average, fsc : of a map that was rebuilt from
+    particles, the same without filter, and the FSC of its halves; None otherwise.
     """
 
     volume: Tensor
     belief: Tensor
     pixel_size_A: float
     absolute: bool = True
+    average: Tensor | None = None
+    fsc: Tensor | None = None
 
     @property
     def side_A(self) -> float:
@@ -48,8 +53,7 @@ class ReferenceMap:
 
     def error_power(self) -> Tensor:
         """Mean |error|^2 of slices by shell `(n // 2 + 1,)`: what the Wiener filter leaves uncertain."""
-        transform = torch.fft.rfftn(self.volume.double())
-        power = radial_average(transform.abs().square(), 3)
+        power = _power(self.volume)
         return (power * (1 - self.belief) / self.belief.clamp(min=0.05)).float()
 
     def to(self, device: torch.device) -> ReferenceMap:
@@ -83,7 +87,8 @@ def rebuild(
 ) -> tuple[ReferenceMap, ReferenceMap, ReferenceMap]:
     """References of both halves of `rows` together, of half 1 and of half 2, from poses as they are known.
 
-    diameter_A : of the particle, for a mask; None = the whole box.
+    Each is masked softly about its density, which is filtered by its own FSC, as is the rest (see `_wiener`).
+    diameter_A : of the particle; None = unknown.
     """
     whole = whole_images(pipeline, LARGEST_BOX_PX)
     known = pipeline.particles.shift_A
@@ -93,24 +98,55 @@ def rebuild(
         return whole.working(of_batch, shift, whole.read_usable(of_batch))
 
     found = build_reference(whole, rows, symmetry, centred, advance)
-    n = len(found.volume)
-    mask = torch.ones((n, n, n))
-    if diameter_A is not None:
-        radius_px = diameter_A * MASK_MARGIN / 2 / found.pixel_size_A
-        edge_px = diameter_A * MASK_EDGE / found.pixel_size_A
-        mask = soft_mask(n, min(radius_px, n / 2 - edge_px), edge_px, 3)
-    single = smooth_to_zero(found.fsc)
-    both = 2 * single / (1 + single)
-    last = int(torch.nonzero(both > 0)[-1])
-    LOG.info(
-        "reference for refinement: %d particles, %.1f A", len(rows), n * found.pixel_size_A / max(last, 1)
-    )
+    halves = (found.halves[0].cpu(), found.halves[1].cpu())
+    average = (halves[0] + halves[1]) / 2
+    mask = outline_mask(average, found.pixel_size_A, found.resolution_A, diameter_A)
+    regions = (_region(halves, mask), _region(halves, 1 - mask))
     maps = []
-    first, second = found.halves
-    for volume, belief in (((first + second) / 2, both), (first, single), (second, single)):
-        filtered = _filtered(volume.cpu(), belief) * mask
+    for volume, together in ((average, True), (halves[0], False), (halves[1], False)):
+        filtered, belief = _wiener(volume, regions, together)
         maps.append(ReferenceMap(filtered, belief, found.pixel_size_A))
-    return maps[0], maps[1], maps[2]
+    LOG.info("reference for refinement: %d particles, %.1f A", len(rows), maps[0].finest_A)
+    return replace(maps[0], average=average, fsc=found.fsc.cpu()), maps[1], maps[2]
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Part of a map: its mask, and what the two halves share there, by shell."""
+
+    mask: Tensor
+    fsc: Tensor
+
+
+def _region(halves: tuple[Tensor, Tensor], mask: Tensor) -> _Region:
+    fsc = fourier_shell_correlation(halves[0] * mask, halves[1] * mask)
+    part = float(mask.square().mean())  # of the box, and so of its independent Fourier components
+    points = 2 * math.pi * torch.arange(len(fsc)).square() * part
+    return _Region(mask, significant(fsc, points))
+
+
+def _wiener(volume: Tensor, regions: Sequence[_Region], together: bool) -> tuple[Tensor, Tensor]:
+    """Filter each region of a map by its own signal-to-noise ratio; return the sum, and how far it can be believed.
+
+    The particle is believed to a higher resolution than the solvent, where often nothing is left; what there is
+    of a detergent belt, of flexible parts, or in a map that somebody simulated from, stays.
+    together : whether both halves went into the map.
+    """
+    total, error = torch.zeros_like(volume), torch.zeros(len(volume) // 2 + 1)
+    for region in regions:
+        belief = 2 * region.fsc / (1 + region.fsc) if together else region.fsc
+        filtered = _filtered(volume * region.mask, belief)
+        total += filtered
+        # where nothing is believed nothing is left, and nothing is known of what is missing
+        error += _power(filtered) * (1 - belief) / belief.clamp(min=0.05)
+    power = _power(total)
+    used = torch.stack([region.fsc for region in regions]).amax(0) > 0
+    return total, torch.where(used, power / (power + error).clamp(min=1e-30), 0.0).float()
+
+
+def _power(volume: Tensor) -> Tensor:
+    """Mean power by shell `(n // 2 + 1,)` of a map."""
+    return radial_average(torch.fft.rfftn(volume.double()).abs().square(), 3)
 
 
 def _filtered(volume: Tensor, belief: Tensor) -> Tensor:

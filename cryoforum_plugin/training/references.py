@@ -25,7 +25,7 @@ def refinement_references(prepared: Prepared, shown: ShownMap | None, quiet: boo
     diameter_A = prepared.settings.images.diameter_A
     with progress("references", len(rows), quiet) as advance:
         maps = rebuild(prepared.pipeline, rows, prepared.settings.symmetry, diameter_A, advance)
-    coarsest_A = (diameter_A or maps[0].side_A) / LEAST_DETAIL
+    coarsest_A = min(diameter_A or maps[0].side_A, maps[0].side_A) / LEAST_DETAIL
     if maps[0].finest_A > coarsest_A:
         LOG.warning(
             "predicted poses will not be refined: the particles' own map reaches %.0f A, and at least %.0f A are needed",
