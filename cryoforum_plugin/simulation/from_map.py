@@ -28,7 +28,8 @@ from cryoforum_plugin.particles.splitting import split_rows, spread_rows
 from cryoforum_plugin.progress import Advance, progress
 from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.simulation.draw import Draw, SimulationSettings, draw_particles
-from cryoforum_plugin.simulation.unaligned import Contrast, Spectra, fit_contrast, map_power, measure_spectra
+from cryoforum_plugin.simulation.map_contrast import Contrast, fit_contrast
+from cryoforum_plugin.simulation.unaligned import Spectra, map_power, measure_spectra
 from cryoforum_plugin.simulation.write import STACK, particle_set
 
 LOG = logging.getLogger("cryoforum")
@@ -95,7 +96,9 @@ def _measured(
     with progress("measuring", len(rows), quiet) as advance:
         spectra = measure_spectra(pipeline, rows, size_px, diameter_A, advance)
     volume = resample(shown.volume, shown.pixel_size_A, size_px, spectra.pixel_size_A).to(pipeline.device)
-    contrast = fit_contrast(spectra, map_power(volume), pipeline.particles.source)
+    shells = torch.arange(size_px // 2 + 1)
+    held = shells < size_px * spectra.pixel_size_A / (2 * shown.pixel_size_A)  # by the map's own voxels
+    contrast = fit_contrast(spectra, map_power(volume) * held, pipeline.particles.source)
     volume = scaled(volume, spectra.pixel_size_A, contrast)
     _report(spectra, contrast, volume, pipeline.particles)
     return spectra, volume

@@ -23,12 +23,13 @@ from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.maps.given import ShownMap, check_symmetry, diameter_of, read_shown_map
-from cryoforum_plugin.maps.volume import low_pass
+from cryoforum_plugin.maps.volume import low_pass, resample
 from cryoforum_plugin.settings import Settings, with_values
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.from_map import make_particles
+from cryoforum_plugin.simulation.map_contrast import fit_contrast
 from cryoforum_plugin.simulation.simulate import Simulator
-from cryoforum_plugin.simulation.unaligned import Spectra, fit_contrast, map_power, measure_spectra
+from cryoforum_plugin.simulation.unaligned import Spectra, map_power, measure_spectra
 
 SIZE, PIXEL_A, DIAMETER_A = 48, 4.0, 110.0
 ALONE = (*TINY, "--set", "map_alone.images=300", "--diameter", "120", "--quiet")
@@ -75,6 +76,59 @@ def test_the_fit_finds_amplitude_and_b_factor(tmp_path: Path, b_A2: float) -> No
     assert found.amplitude * std == pytest.approx(1, rel=0.05)
     assert found.b_factor_A2 == pytest.approx(b_A2, abs=30)
     assert not found.cut
+
+
+@pytest.mark.parametrize("kind", ["full", "15", "20", "25", "30", "40", "coarse"])
+def test_a_filtered_or_coarse_map_is_compared_up_to_its_own_end(tmp_path: Path, kind: str) -> None:
+    """Of low-passed maps, and of one of 10 A voxels, the power that is left does not set the amplitude."""
+    pipeline, std = unaligned(tmp_path, blobs(), snr=0.5)
+    coarse = resample(resample(blobs(), PIXEL_A, 20, 10.0), 10.0, SIZE, PIXEL_A)
+    given = {"full": blobs(), "coarse": coarse}
+    volume = given[kind] if kind in given else low_pass(blobs(), PIXEL_A, float(kind))
+    found = fit_contrast(measured(pipeline), map_power(volume), "x")
+    assert found.amplitude * std == pytest.approx(1, rel=0.06)
+    assert abs(found.b_factor_A2) < (400 if kind == "coarse" else 200)
+    if kind.isdigit():
+        assert float(kind) < found.finest_A < 1.35 * float(kind)
+    assert not found.cut
+
+
+def test_a_low_passed_map_is_shown_as_bright_as_the_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline, std = unaligned(tmp_path, blobs(), snr=0.5)
+    (tmp_path / "made").mkdir()
+    shown = ShownMap(Path("map.mrc"), low_pass(7 * blobs(), PIXEL_A, 30.0), PIXEL_A, "", alone=True)
+    settings = with_values(Settings(), {"images.diameter_A": DIAMETER_A, "map_alone.images": 20})
+    with caplog.at_level("WARNING"):
+        made = make_particles(
+            pipeline.particles, shown, settings, tmp_path / "made", torch.device("cpu"), quiet=True
+        )
+    factor = float((made.shown.volume * shown.volume).sum() / shown.volume.square().sum())
+    assert factor * 7 * std == pytest.approx(1, rel=0.1)
+    assert "the map ends at 38 A (filtered, or of large voxels), but the images show" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("sharpened", r"B-factor of \d{4} A\^2, where at most 2.7 and 1000 A\^2 are believed"),
+        ("other", r"by a factor of \d\.\d \(r.m.s. over the Fourier shells to 16 A\)"),
+        ("low-passed", "the map ends at 96 A, which leaves 2 Fourier shells to compare"),
+    ],
+)
+def test_a_map_whose_power_is_not_that_of_the_images_is_refused(
+    tmp_path: Path, kind: str, words: str
+) -> None:
+    pipeline, _ = unaligned(tmp_path, blobs(), snr=0.5)
+    power = map_power(blobs())
+    wrong = {
+        "sharpened": map_power(blurred(blobs(), -1500)),
+        "other": power * torch.tensor([1.0, 30.0]).repeat(13)[:25],
+        "low-passed": power * (torch.arange(25) < 3),
+    }[kind]
+    with pytest.raises(ImageStackError, match=words):
+        fit_contrast(measured(pipeline), wrong, "x")
 
 
 def test_the_noise_is_that_of_the_images_cropped_or_not(tmp_path: Path) -> None:
