@@ -1,4 +1,7 @@
-"""A user's map against the reference rebuilt from the particles: does it fit, and how bright is it?"""
+"""A user's map against the reference of a training: does it fit, and how bright is it?
+
+The map is one that simulated images shall show, or one to refine predicted poses against.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,6 +35,7 @@ class _Change:
 
     what: str
     advice: str
+    other_hand: bool = False
 
 
 def match_map(shown: ShownMap, reference: Reference, diameter_A: float | None = None) -> Tensor:
@@ -50,7 +55,7 @@ def match_map(shown: ShownMap, reference: Reference, diameter_A: float | None = 
     cross, power = _spectra(average, volume)
     if shown.alone:
         return volume * (cross[1:].sum() / power[1:].sum())
-    last = _believed_shells(reference)
+    last = _believed_shells(reference, shown.source)
     _check_fit(shown, reference, last)
     gain = _gain(cross, power, last)
     index = shell_index(n, 3, volume.device).clamp(max=n // 2)
@@ -58,14 +63,14 @@ def match_map(shown: ShownMap, reference: Reference, diameter_A: float | None = 
     return scaled
 
 
-def _believed_shells(reference: Reference) -> int:
+def _believed_shells(reference: Reference, source: Path) -> int:
     """The last shell down to which both half maps agree. Raises ParticleFileError for fewer than three."""
     below = (reference.fsc[1:] < BELIEVED).nonzero()
     last = int(below[0]) if len(below) else len(reference.fsc) - 2
     if last < FEWEST_SHELLS:
         raise ParticleFileError(
-            f"the reference rebuilt from the particles has a resolution of {reference.resolution_A:.0f} A only, too "
-            "poor to check the map of --simulate-from; leave that option out, or use more or better particles"
+            f"the training particles' own map has a resolution of {reference.resolution_A:.0f} A only, too poor to check "
+            f"{source} against; leave this map out, or train on more or better particles"
         )
     return last
 
@@ -125,25 +130,29 @@ def _check_fit(shown: ShownMap, reference: Reference, last: int) -> None:
         return float((correlation[1 : last + 1] / largest).mean().clamp(-1, 1))
 
     found = resample(shown.volume, shown.pixel_size_A, size, grid_A)
-    direct = fit(found)
-    better, change = max(
-        ((fit(volume), change) for change, volume in _changed(shown, found, average, grid_A)),
-        key=lambda pair: pair[0],
-    )
-    LOG.info(
-        "map %s: correlation %.2f with the rebuilt reference to %.0f A", shown.source, direct, side_A / last
-    )
-    figures = f"{better:.2f} against {direct:.2f}, mean correlation to {side_A / last:.0f} A"
-    where = f"{shown.source} does not fit the reference rebuilt from the particles"
+    tried = [(fit(volume), change) for change, volume in _changed(shown, found, average, grid_A)]
+    _judge(shown.source, fit(found), tried, side_A / last)
+
+
+def _judge(source: Path, direct: float, tried: list[tuple[float, _Change]], finest_A: float) -> None:
+    """Refuse or doubt a map by its correlation with the reference, and that of the same map changed."""
+    better, change = max(tried, key=lambda pair: pair[0])
+    mirrored = max(correlation for correlation, change in tried if change.other_hand)
+    LOG.info("map %s: correlation %.2f with the training's reference to %.0f A", source, direct, finest_A)
+    figures = f"{better:.2f} against {direct:.2f}, mean correlation to {finest_A:.0f} A"
+    where = f"{source} does not fit the reference of the training"
     if better > direct + CLEARLY_BETTER and better >= SMALLEST_FIT:
         raise ImageStackError(f"{where}: {change.what} fits better ({figures}); {change.advice}")
-    if direct >= SMALLEST_FIT and better > direct + PERHAPS_BETTER:
-        LOG.warning("%s: %s fits a little better (%s)", shown.source, change.what, figures)
     if direct < SMALLEST_FIT:
         raise ImageStackError(
-            f"{where}: mean correlation {direct:.2f} to {side_A / last:.0f} A ({better:.2f} at best, mirrored, turned, "
+            f"{where}: mean correlation {direct:.2f} to {finest_A:.0f} A ({better:.2f} at best, mirrored, turned, "
             "shifted or with another pixel size); give a map of this particle in the frame of its refinement"
         )
+    if mirrored > direct - CLEARLY_BETTER:
+        LOG.warning("%s: its hand could not be told: the mirrored map fits about as well (%.2f against %.2f, mean correlation "
+                    "to %.0f A); make sure that it is in the hand of the refinement", source, mirrored, direct, finest_A)  # fmt: skip
+    elif better > direct + PERHAPS_BETTER:
+        LOG.warning("%s: %s fits a little better (%s)", source, change.what, figures)
 
 
 def _changed(
@@ -162,7 +171,7 @@ def _changed(
             turned = "" if order == (0, 1, 2) and len(axes) in (1, 3) else ", turned by quarter turns"
             if odd:
                 yield (
-                    _Change(f"the mirrored map{turned}", "give the map in the hand of the refinement"),
+                    _Change(f"the mirrored map{turned}", "give the map in the hand of the refinement", True),
                     volume,
                 )
             else:

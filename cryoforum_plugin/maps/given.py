@@ -1,4 +1,4 @@
-"""A map that simulated training images show in place of the reference rebuilt from the particles."""
+"""A map that a user gives: for simulated training images to show, or to refine predicted poses against."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import roma
 import torch
 from torch import Tensor
 
 from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import ImageStackError
-from cryoforum_plugin.geometry import random_quaternions, symmetry_group
-from cryoforum_plugin.images.fourier import radial_sum
-from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.maps.rebuilt import Reference, estimate_diameter_A
-from cryoforum_plugin.maps.volume import low_pass, read_map, resample
+from cryoforum_plugin.maps.volume import low_pass, read_map, solvent_level
 
 LOG = logging.getLogger("cryoforum")
 SIMULATED_IMAGES = "simulated images"
 OUTLINE_A = 15.0  # resolution at which a map's outline is looked for
-SYMMETRY_A, SYMMETRY_VIEWS, SMALLEST_SYMMETRY = 15.0, 20, 0.8  # mean correlation of Fourier shells
 OFF_CENTRE = 0.1  # of the diameter
 
 
@@ -72,8 +67,7 @@ def read_shown_map(path: Path, pixel_size_A: float | None = None, alone: bool = 
     pixel_size_A : overrides the header's. Raises ImageStackError as `read_map`, or for an empty map.
     """
     volume, used_A = read_map(path, pixel_size_A, "--map-pixel-size")
-    outside = _radius_px(len(volume)) > 0.47 * len(volume)
-    volume = volume - volume[outside].median()
+    volume = volume - solvent_level(volume)
     if float(volume.std()) == 0:
         raise ImageStackError(f"{path}: the map is empty, all its voxels are equal; give another one")
     return ShownMap(path, volume, used_A, checksum(path), alone)
@@ -100,30 +94,6 @@ def diameter_of(shown: ShownMap, given_A: float | None) -> float:
     return diameter_A
 
 
-def check_symmetry(shown: ShownMap, symmetry: str) -> None:
-    """Raise ImageStackError if a map is not the same from views that the point group makes equivalent."""
-    group = torch.from_numpy(symmetry_group(symmetry)).float()
-    n = len(shown.volume)
-    size = min(n, max(16, 2 * round(shown.side_A / SYMMETRY_A)))
-    small_A = shown.side_A / size
-    projector = Projector(resample(shown.volume, shown.pixel_size_A, size, small_A), small_A)
-    views = random_quaternions(SYMMETRY_VIEWS, torch.Generator().manual_seed(0))
-    own = projector.slices(roma.unitquat_to_rotmat(views))
-    power = radial_sum(own.abs().square()).sum(0)
-    worst = 1.0
-    for copy in group[1:]:
-        turned = projector.slices(roma.unitquat_to_rotmat(roma.quat_product(copy.expand_as(views), views)))
-        of_turned = radial_sum(turned.abs().square()).sum(0)
-        shells = radial_sum((own * turned.conj()).real).sum(0) / (power * of_turned).sqrt().clamp(min=1e-30)
-        worst = min(worst, float(shells[1 : size // 2].mean()))
-    if worst < SMALLEST_SYMMETRY:
-        raise ImageStackError(
-            f"{shown.source}: the map does not have the symmetry {symmetry}: turned by one of its operators it "
-            f"correlates {worst:.2f} with itself, to {SYMMETRY_A:.0f} A; give it with the axes where RELION has them, or "
-            "another --symmetry"
-        )
-
-
 def check_holds(shown: ShownMap, diameter_A: float) -> None:
     """Raise ImageStackError if the map's box is smaller than the particle."""
     if shown.side_A < diameter_A:
@@ -143,8 +113,3 @@ def _warn_off_centre(outline: ShownMap, diameter_A: float) -> None:
     if off_A > OFF_CENTRE * diameter_A:
         LOG.warning("%s: the particle stands %.0f A off the centre of its box; picked particles are centred, so "
                     "centre the map", outline.source, off_A)  # fmt: skip
-
-
-def _radius_px(n: int) -> Tensor:
-    axis = (torch.arange(n).float() - n // 2).square()
-    return (axis[:, None, None] + axis[:, None] + axis).sqrt()

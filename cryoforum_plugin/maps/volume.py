@@ -43,8 +43,18 @@ def read_map(
 
 
 def make_even(volume: Tensor) -> Tensor:
-    """Give an odd cube one plane of zeros at the low end of each axis, so that its centre stays at n // 2."""
-    return functional.pad(volume, [1, 0] * 3) if volume.shape[-1] % 2 else volume
+    """Give an odd cube one plane of solvent at the low end of each axis, so that its centre stays at n // 2."""
+    if volume.shape[-1] % 2 == 0:
+        return volume
+    return functional.pad(volume, [1, 0] * 3, value=solvent_level(volume))
+
+
+def solvent_level(volume: Tensor) -> float:
+    """Median of a cube outside the sphere that fills its box."""
+    n = volume.shape[-1]
+    axis = (torch.arange(n) - n // 2).square()
+    radius = (axis[:, None, None] + axis[:, None] + axis).sqrt()
+    return float(volume[radius > 0.47 * n].median())
 
 
 def resample(volume: Tensor, pixel_size_A: float, size_px: int, new_pixel_size_A: float) -> Tensor:

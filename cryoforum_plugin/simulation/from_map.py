@@ -21,7 +21,8 @@ from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
-from cryoforum_plugin.maps.given import ShownMap, check_symmetry, diameter_of
+from cryoforum_plugin.maps.given import ShownMap, diameter_of
+from cryoforum_plugin.maps.map_symmetry import check_map_symmetry
 from cryoforum_plugin.maps.volume import resample
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows, spread_rows
@@ -63,7 +64,7 @@ def make_particles(
     else:
         like.require_ctf()
     like = replace(like, rotation=None, shift_A=None)
-    check_symmetry(shown, settings.symmetry)
+    check_map_symmetry(shown, settings.symmetry, settings.training.check_symmetry)
     diameter_A = diameter_of(shown, settings.images.diameter_A)
     if settings.images.margin is not None:
         settings = replace(settings, images=replace(settings.images, diameter_A=diameter_A))

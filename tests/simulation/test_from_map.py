@@ -13,16 +13,14 @@ import pytest
 import torch
 from blobs import blob_positions, blob_volume
 from chain import TINY, cryoforum, simulate, succeed, write_blob_map
-from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin import formats
 from cryoforum_plugin.errors import ImageStackError
-from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.fourier import shell_index
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import WorkingBox
-from cryoforum_plugin.maps.given import ShownMap, check_symmetry, diameter_of, read_shown_map
+from cryoforum_plugin.maps.given import ShownMap, diameter_of, read_shown_map
 from cryoforum_plugin.maps.volume import low_pass, resample
 from cryoforum_plugin.settings import Settings, with_values
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
@@ -190,17 +188,6 @@ def test_the_diameter_is_that_of_the_density() -> None:
         diameter_of(alone, 300.0)
 
 
-@pytest.mark.parametrize("symmetry", ["C3", "D2"])
-def test_a_map_is_held_to_its_symmetry(symmetry: str) -> None:
-    group = symmetry_group(symmetry)
-    positions = blob_positions(6, 7.0, seed=4)
-    copies = np.concatenate([Rotation.from_quat(q).apply(positions) for q in group])
-    check_symmetry(ShownMap(Path("map.mrc"), blob_volume(copies, SIZE), PIXEL_A, ""), symmetry)
-    turned = Rotation.from_euler("y", 30, degrees=True).apply(copies)
-    with pytest.raises(ImageStackError, match=f"does not have the symmetry {symmetry}"):
-        check_symmetry(ShownMap(Path("map.mrc"), blob_volume(turned, SIZE), PIXEL_A, ""), symmetry)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with map.mrc, sim/ (train without poses), and a model that saw no refined particle."""
@@ -352,3 +339,13 @@ def test_a_map_without_a_pixel_size_is_read_with_the_one_given(tmp_path: Path) -
     assert abs(float(shown.volume[0, 0, 0])) < 1e-3  # solvent
     shutil.copy(tmp_path / "map.mrc", tmp_path / "copy.mrc")
     assert read_shown_map(tmp_path / "copy.mrc", 4.0).identity() == shown.identity()
+
+
+def test_an_odd_box_gets_planes_of_solvent(tmp_path: Path) -> None:
+    """The solvent is at 5: planes of zeros would be walls of -5, with most of the map's power."""
+    odd = blob_volume(blob_positions(12, 9.0), 33)
+    write_map(tmp_path / "map.mrc", odd.numpy() + 5, 4.0)
+    shown = read_shown_map(tmp_path / "map.mrc").volume
+    assert shown.shape == (34, 34, 34)
+    assert torch.allclose(shown[1:, 1:, 1:], odd, atol=1e-3)
+    assert float(shown.square().sum()) == pytest.approx(float(odd.square().sum()), rel=0.01)

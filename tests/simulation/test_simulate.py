@@ -200,6 +200,7 @@ def test_odd_maps_get_a_plane_in_front() -> None:
     volume[2, 2, 2] = 1
     assert make_even(volume).shape == (6, 6, 6)
     assert make_even(volume)[3, 3, 3] == 1
+    assert make_even(volume + 7)[0, 2, 2] == 7  # solvent, not 0
 
 
 @pytest.mark.parametrize(
