@@ -61,12 +61,17 @@ def simulated_from(shown: ShownMap | None, inputs: Sequence[Path]) -> dict[str, 
     return {"calibrated_on": calibration_source(shown), "simulated_from": source}
 
 
-def read_shown_map(path: Path, pixel_size_A: float | None = None, alone: bool = False) -> ShownMap:
+def read_shown_map(
+    path: Path,
+    pixel_size_A: float | None = None,
+    alone: bool = False,
+    remedy: str = "pass --map-pixel-size",
+) -> ShownMap:
     """Read an MRC map of any box, its solvent brought to 0.
 
-    pixel_size_A : overrides the header's. Raises ImageStackError as `read_map`, or for an empty map.
+    pixel_size_A, remedy : as for `read_map`. Raises ImageStackError as that does, or for an empty map.
     """
-    volume, used_A = read_map(path, pixel_size_A, "--map-pixel-size")
+    volume, used_A = read_map(path, pixel_size_A, remedy)
     volume = volume - solvent_level(volume)
     if float(volume.std()) == 0:
         raise ImageStackError(f"{path}: the map is empty, all its voxels are equal; give another one")
@@ -99,7 +104,7 @@ def check_holds(shown: ShownMap, diameter_A: float) -> None:
     if shown.side_A < diameter_A:
         raise ImageStackError(
             f"{shown.source}: the map's box of {shown.side_A:.0f} A is smaller than the particle of "
-            f"{diameter_A:.0f} A; give a map in a larger box (check the pixel size and --diameter)"
+            f"{diameter_A:.0f} A; give a map in a larger box (check its pixel size, and the diameter that was given or measured)"
         )
 
 

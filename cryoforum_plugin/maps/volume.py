@@ -16,11 +16,11 @@ from cryoforum_plugin.images.fourier import soft_mask
 
 
 def read_map(
-    path: Path, pixel_size_A: float | None = None, option: str = "--pixel-size"
+    path: Path, pixel_size_A: float | None = None, remedy: str = "pass --pixel-size"
 ) -> tuple[Tensor, float]:
     """Read a cubic MRC map as zyx float32, made even (`make_even`), and its pixel size in Å.
 
-    pixel_size_A : overrides the header's. option : the one that gives it, for the message.
+    pixel_size_A : overrides the header's. remedy : what to do where there is neither, for the message.
     Raises ImageStackError if the file is missing, damaged, not a cube, not finite, or of unknown pixel size.
     """
     if not path.is_file():
@@ -38,7 +38,7 @@ def read_map(
         raise ImageStackError(f"{path}: the map holds NaN or infinite voxels")
     used_A = header_A if pixel_size_A is None else pixel_size_A
     if not used_A > 0:
-        raise ImageStackError(f"{path}: the header gives no pixel size; pass {option}")
+        raise ImageStackError(f"{path}: the header gives no pixel size; {remedy}")
     return make_even(torch.from_numpy(data)), used_A
 
 

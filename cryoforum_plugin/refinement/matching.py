@@ -21,7 +21,7 @@ def read_reference(path: Path, own: ReferenceMap | None, diameter_A: float | Non
     Without an own one it is taken as it is. Raises ImageStackError, with figures, for a map of another frame, hand,
     pixel size or particle.
     """
-    shown = read_shown_map(path)
+    shown = read_shown_map(path, remedy="write it there")
     if own is None:
         return from_map(shown.volume, shown.pixel_size_A)
     return matched(shown, own, diameter_A)
@@ -30,11 +30,12 @@ def read_reference(path: Path, own: ReferenceMap | None, diameter_A: float | Non
 def matched(shown: ShownMap, own: ReferenceMap, diameter_A: float | None) -> ReferenceMap:
     """A map on the grid and in the grey values of a model's own reference, up to where it holds signal.
 
+    The reference of a training from a map alone is that map: no halves tell how far it can be believed but `belief`.
     Raises ImageStackError if it does not fit that reference.
     """
-    assert own.average is not None
-    assert own.fsc is not None
-    rebuilt = Reference(own.volume, (own.average, own.average), own.fsc, own.pixel_size_A)
+    average = own.volume if own.average is None else own.average
+    fsc = own.belief if own.fsc is None else own.fsc
+    rebuilt = Reference(own.volume, (average, average), fsc, own.pixel_size_A)
     volume = match_map(shown, rebuilt, diameter_A).cpu()
     n = len(volume)
     power = radial_average(torch.fft.rfftn(volume).abs().square(), 3)

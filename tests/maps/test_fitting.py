@@ -21,6 +21,8 @@ from cryoforum_plugin.maps.given import ShownMap
 from cryoforum_plugin.maps.rebuilt import Reference
 from cryoforum_plugin.maps.volume import resample
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
+from cryoforum_plugin.refinement.matching import matched, read_reference
+from cryoforum_plugin.refinement.reference import ReferenceMap
 
 SIZE, PIXEL_A = 32, 5.0
 POSITIONS = blob_positions(12, 8.0)
@@ -119,8 +121,50 @@ def test_a_map_that_is_smaller_than_the_particle_is_refused() -> None:
 
 
 def test_a_reference_without_detail_cannot_judge() -> None:
-    with pytest.raises(ParticleFileError, match="too poor to check"):
+    """The message is right for `train --simulate-from` and for `predict --reference`: it names neither."""
+    with pytest.raises(ParticleFileError, match=r"too poor to check map\.mrc against") as refusal:
         match_map(shown(blob_volume(POSITIONS, SIZE)), make_reference(noise=30.0))
+    assert "--" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("thickness", "told"), [(1.0, True), (0.1, False)])
+def test_a_hand_that_cannot_be_told_is_warned_of(
+    thickness: float, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A particle that is nearly flat is nearly its own mirror image at the resolution of its reference."""
+    volume = blob_volume(POSITIONS * [1, 1, thickness], SIZE)
+    generator = torch.Generator().manual_seed(2)
+    first, second = (3 * volume + torch.randn(volume.shape, generator=generator) for _ in range(2))
+    fsc = fourier_shell_correlation(first, second)
+    reference = Reference((first + second) / 2, (first, second), fsc, PIXEL_A)
+    with caplog.at_level("WARNING"):
+        match_map(shown(volume), reference)
+    assert ("its hand could not be told: the mirrored map fits about as well (" in caplog.text) is not told
+
+
+def write_reference(path: Path, volume: Tensor, pixel_A: float) -> Path:
+    with mrcfile.new(path) as file:
+        file.set_data(volume.numpy())
+        file.voxel_size = pixel_A
+    return path
+
+
+def test_the_reference_of_a_map_alone_judges_another_map(tmp_path: Path) -> None:
+    """Such a model has no half maps; `predict --reference` compares with the map that it learned from."""
+    volume = blob_volume(POSITIONS, SIZE)
+    made = make_reference(noise=0.5)
+    rebuilt = ReferenceMap(made.volume, torch.ones(SIZE // 2 + 1), PIXEL_A, average=made.volume, fsc=made.fsc)
+    own = matched(shown(0.2 * volume, alone=True), rebuilt, None)
+    assert own.average is None
+    path = write_reference(tmp_path / "map.mrc", 0.7 * volume, PIXEL_A)
+    again = read_reference(path, own, None).volume
+    assert float((again - own.volume).norm() / own.volume.norm()) < 0.05
+    write_reference(tmp_path / "mirrored.mrc", blob_volume(POSITIONS * [1, 1, -1], SIZE), PIXEL_A)
+    with pytest.raises(ImageStackError, match="the mirrored map fits better"):
+        read_reference(tmp_path / "mirrored.mrc", own, None)
+    write_reference(tmp_path / "unknown.mrc", volume, 0.0)
+    with pytest.raises(ImageStackError, match="the header gives no pixel size; write it there"):
+        read_reference(tmp_path / "unknown.mrc", own, None)
 
 
 @pytest.fixture(scope="module")
