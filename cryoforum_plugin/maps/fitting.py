@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError, ParticleFileError
-from cryoforum_plugin.images.fourier import radial_sum, shell_index, soft_mask
+from cryoforum_plugin.images.fourier import radial_average, radial_sum, shell_index, soft_mask
 from cryoforum_plugin.maps.given import ShownMap, check_holds
 from cryoforum_plugin.maps.rebuilt import Reference
-from cryoforum_plugin.maps.volume import resample
+from cryoforum_plugin.maps.volume import last_shell, resample
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
 
 LOG = logging.getLogger("cryoforum")
@@ -55,7 +55,7 @@ def match_map(shown: ShownMap, reference: Reference, diameter_A: float | None = 
     cross, power = _spectra(average, volume)
     if shown.alone:
         return volume * (cross[1:].sum() / power[1:].sum())
-    last = _believed_shells(reference, shown.source)
+    last = _compared_shells(reference, volume, shown.source)
     _check_fit(shown, reference, last)
     gain = _gain(cross, power, last)
     index = shell_index(n, 3, volume.device).clamp(max=n // 2)
@@ -63,8 +63,11 @@ def match_map(shown: ShownMap, reference: Reference, diameter_A: float | None = 
     return scaled
 
 
-def _believed_shells(reference: Reference, source: Path) -> int:
-    """The last shell down to which both half maps agree. Raises ParticleFileError for fewer than three."""
+def _compared_shells(reference: Reference, volume: Tensor, source: Path) -> int:
+    """The last shell down to which both half maps agree, and that the map holds.
+
+    Raises ParticleFileError for fewer than three of the halves, ImageStackError for fewer than three of the map.
+    """
     below = (reference.fsc[1:] < BELIEVED).nonzero()
     last = int(below[0]) if len(below) else len(reference.fsc) - 2
     if last < FEWEST_SHELLS:
@@ -72,7 +75,13 @@ def _believed_shells(reference: Reference, source: Path) -> int:
             f"the training particles' own map has a resolution of {reference.resolution_A:.0f} A only, too poor to check "
             f"{source} against; leave this map out, or train on more or better particles"
         )
-    return last
+    end = last_shell(radial_average(torch.fft.rfftn(volume).abs().square(), 3).cpu())
+    if end < FEWEST_SHELLS:
+        raise ImageStackError(
+            f"{source}: the map ends at {len(volume) * reference.pixel_size_A / max(end, 1):.0f} A, too early to be "
+            "checked; give a map that was filtered less, or has smaller voxels"
+        )
+    return min(last, end)
 
 
 def _spectra(average: Tensor, volume: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,11 @@ from torch.nn import functional
 from cryoforum_plugin.errors import ImageStackError
 from cryoforum_plugin.images.fourier import soft_mask
 
+ROUNDING = 1e-8  # of a map's largest shell power: what is below is rounding
+PLUNGE = 100.0  # the end of a filtered map: power falls by this factor ...
+PLUNGE_WIDTH = 0.05  # ... within this part of the frequency, or two shells
+FIRST_END = 3  # shell; before, a compact particle's form factor falls as steeply
+
 
 def read_map(
     path: Path, pixel_size_A: float | None = None, remedy: str = "pass --pixel-size"
@@ -84,6 +89,20 @@ def low_pass(volume: Tensor, pixel_size_A: float, resolution_A: float) -> Tensor
     filtered = torch.fft.rfftn(volume) * torch.sigmoid((cut - frequency) / (0.02 * cut))
     result: Tensor = torch.fft.irfftn(filtered, s=volume.shape)
     return result
+
+
+def last_shell(power: Tensor) -> int:
+    """Last shell of a map that was filtered or resampled: beyond, its mean power `(n // 2 + 1,)` plunges and stays low."""
+    most = (
+        power.double().flip(0).cummax(0).values.flip(0)
+    )  # of a shell and all beyond: nulls of a form factor do not count
+    for shell in range(FIRST_END, len(most) - 1):
+        after = min(shell + max(2, round(PLUNGE_WIDTH * shell)), len(most) - 1)
+        if most[shell] < ROUNDING * most[1]:
+            return shell - 1
+        if most[after] < most[shell] / PLUNGE:
+            return shell
+    return len(most) - 1
 
 
 def randomise_phases(volume: Tensor, generator: torch.Generator) -> Tensor:

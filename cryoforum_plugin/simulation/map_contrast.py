@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cryoforum_plugin.errors import ImageStackError
+from cryoforum_plugin.maps.volume import last_shell
 from cryoforum_plugin.simulation.unaligned import Spectra
 
 LOG = logging.getLogger("cryoforum")
@@ -18,9 +19,6 @@ FEWEST_SHELLS = 3
 MODEL_ERROR = 0.1  # of a shell's signal power: what no map and no two numbers describe
 USUAL_B_A2 = 300.0  # s.d. expected of B, without which three shells tell nonsense
 LARGEST_B_A2 = 1000.0
-ROUNDING = 1e-8  # of a map's largest shell power: what is below is rounding
-PLUNGE = 30.0  # the end of a filtered map: power falls by this factor ...
-PLUNGE_WIDTH = 0.05  # ... within this part of the frequency, or two shells
 EARLY_END = 1.2  # a map that ends so much before the images do is pointed out
 EDGE = 0.04  # relative width of the end of images that were filtered
 POOR_FIT, NO_FIT = 0.5, 1.0  # of the natural logarithm of the power, r.m.s.: warned of, refused
@@ -58,7 +56,7 @@ def fit_contrast(spectra: Spectra, map_power: Tensor, source: object) -> Contras
     Raises ImageStackError if fewer than three do, or if no such line describes the images.
     """
     signal, expected = spectra.signal, spectra.ctf2 * map_power.double()
-    end = _end_of_map(map_power)
+    end = last_shell(map_power)
     seen = _seen(spectra, expected, end, source)
     shells = seen.nonzero()[:, 0]
     q = shells.double() / (spectra.size_px * spectra.pixel_size_A)
@@ -116,20 +114,6 @@ def _judge(found: Contrast, source: object) -> None:
         )
     if found.misfit > POOR_FIT:
         LOG.warning("%s; is it the same particle, at the right pixel size?", figures)
-
-
-def _end_of_map(power: Tensor) -> int:
-    """Last shell of a map that was filtered or resampled: beyond, its power `(n // 2 + 1,)` plunges and stays low."""
-    most = (
-        power.double().flip(0).cummax(0).values.flip(0)
-    )  # of a shell and all beyond: nulls of a form factor do not count
-    for shell in range(FEWEST_SHELLS, len(most) - 1):
-        after = min(shell + max(2, round(PLUNGE_WIDTH * shell)), len(most) - 1)
-        if most[shell] < ROUNDING * most[1]:
-            return shell - 1
-        if most[after] < most[shell] / PLUNGE:
-            return shell
-    return len(most) - 1
 
 
 def _ends(spectra: Spectra, expected: Tensor, found: Contrast, end: int) -> bool:

@@ -19,7 +19,7 @@ from cryoforum_plugin.images.fourier import radial_sum, shell_index
 from cryoforum_plugin.maps.fitting import match_map
 from cryoforum_plugin.maps.given import ShownMap
 from cryoforum_plugin.maps.rebuilt import Reference
-from cryoforum_plugin.maps.volume import resample
+from cryoforum_plugin.maps.volume import low_pass, resample
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation
 from cryoforum_plugin.refinement.matching import matched, read_reference
 from cryoforum_plugin.refinement.reference import ReferenceMap
@@ -75,6 +75,16 @@ def test_a_sharpened_or_blurred_map_gets_the_grey_values_of_the_reference(b_A2: 
     ratio = (power[0] / power[1]).sqrt()
     assert ratio[1:8] == pytest.approx(np.ones(7), abs=0.05)
     assert (ratio[8:12] < 1.5).all()
+
+
+@pytest.mark.parametrize("resolution_A", [18.0, 20.0, 25.0, 30.0, 40.0])
+def test_a_low_passed_map_is_compared_up_to_its_own_end(resolution_A: float) -> None:
+    low = low_pass(blob_volume(POSITIONS, SIZE), PIXEL_A, resolution_A)
+    matched = match_map(shown(0.2 * low), make_reference())
+    assert float((matched - 3 * low).norm() / low.norm()) < 0.3
+    mirrored = low_pass(blob_volume(POSITIONS * [1, 1, -1], SIZE), PIXEL_A, resolution_A)
+    with pytest.raises(ImageStackError, match="the mirrored map fits better"):
+        match_map(shown(mirrored), make_reference())
 
 
 def test_a_map_alone_is_scaled_by_one_factor_and_not_judged() -> None:
