@@ -54,6 +54,7 @@ def significant(fsc: Tensor, points: Tensor) -> Tensor:
 
     points : `(shells,)` independent components of each shell: by chance the correlation has s.d. 1 / sqrt(points).
     """
+    fsc = torch.cat([fsc[1:2], fsc[1:]])  # the one component of shell 0 says nothing: its sign is chance
     smooth = functional.avg_pool1d(fsc[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
     chance = (3 / points.clamp(min=1).sqrt()).clamp(0.02, 0.3)
     below = (smooth[1:] < chance[1:]).nonzero()

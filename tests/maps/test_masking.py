@@ -68,5 +68,4 @@ def test_where_nothing_stands_out_all_is_kept(diameter_A: float | None) -> None:
     flat = torch.zeros(SIZE, SIZE, SIZE)
     assert (outline_mask(flat, PIXEL_A, RESOLUTION_A, diameter_A) == 1).all()
     noise = [outline_mask(noisy(flat, 1.0, seed), PIXEL_A, RESOLUTION_A, diameter_A) for seed in range(5)]
-    print([float(mask.mean()) for mask in noise])
     assert all((mask == 1).all() for mask in noise)

@@ -11,6 +11,7 @@ from cryoforum_plugin.images.fourier import shell_index
 from cryoforum_plugin.reconstruction.fsc import (
     fourier_shell_correlation,
     resolution_A,
+    significant,
     smooth_to_zero,
     wiener_regularisation,
 )
@@ -55,6 +56,49 @@ def test_resolution_interpolates_between_shells() -> None:
 def test_chance_peaks_beyond_the_first_fall_are_removed() -> None:
     fsc = torch.tensor([0.0, 0.9, 0.5, 0.1, 0.6, 0.2])
     assert smooth_to_zero(fsc).tolist() == pytest.approx([1, 0.9, 0.5, 0, 0, 0])
+
+
+def halves(ssnr: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two maps of one random signal of a signal-to-noise ratio by shell `(n // 2 + 1,)`, with white noise."""
+    n = 2 * (len(ssnr) - 1)
+    generator = torch.Generator().manual_seed(seed)
+    white = torch.fft.rfftn(torch.randn(n, n, n, generator=generator))
+    signal = torch.fft.irfftn(white * ssnr.sqrt()[shell_index(n, 3).clamp(max=n // 2)], s=(n, n, n))
+    first, second = signal + torch.randn(2, n, n, n, generator=generator)
+    return first, second
+
+
+SHELLS = torch.arange(17)
+POINTS = 2 * torch.pi * SHELLS.square()
+
+
+def test_of_pure_noise_nothing_is_significant() -> None:
+    last = []
+    for seed in range(40):
+        kept = significant(fourier_shell_correlation(*halves(torch.zeros(17), seed)), POINTS)
+        last.append(int((kept > 0).nonzero().max()) if (kept > 0).any() else 0)
+    assert np.mean(last) < 1
+    assert max(last) <= 2
+
+
+def test_a_signal_is_kept_as_far_as_it_is_above_chance() -> None:
+    """FSC = SSNR / (1 + SSNR); the last shell, which an even box holds in part, is never believed."""
+    ssnr = 30 * torch.exp(-(SHELLS / 4.0).square())
+    for seed in range(10):
+        kept = significant(fourier_shell_correlation(*halves(ssnr, seed)), POINTS)
+        assert kept[2:10] == pytest.approx((ssnr / (1 + ssnr))[2:10], abs=0.1)
+        assert kept[:2].min() > 0.85  # the sign of shell 0, one number, is chance
+        assert (kept[12:] == 0).all()
+        everything = significant(fourier_shell_correlation(*halves(torch.full((17,), 20.0), seed)), POINTS)
+        assert (everything[:-1] > 0.9).all()
+        assert (everything < 1).all()
+        assert everything[-1] == 0
+
+
+def test_few_independent_points_need_more_correlation() -> None:
+    fsc = torch.full((17,), 0.15)
+    assert (significant(fsc, torch.full((17,), 1000.0))[:-1] > 0).all()
+    assert (significant(fsc, torch.full((17,), 100.0)) == 0).all()
 
 
 def test_wiener_term_is_the_inverse_signal_to_noise_of_both_halves() -> None:
