@@ -129,7 +129,8 @@ class TrainingSettings:
 class MapAloneSettings:
     """Images made from a map where there are no refined particles.
 
-    images : how many are made. centring : s.d. of the particle's place along x and y, fraction of the box.
+    images : how many are made. centring : s.d. of the particle's place along x and y, fraction of the box: an
+    assumption, as nobody measured it of picks.
     contrast_spread : s.d. of the logarithm of the contrast of validation images.
     """
 

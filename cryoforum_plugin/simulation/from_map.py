@@ -166,7 +166,7 @@ class _Maker:
         self.noise_gain = (spectra.noise.clamp(min=0).sqrt() / n).float()[index].to(self.device)
 
     def draw(self, like: ParticleSet) -> Draw:
-        """Uniform views, centred as picks are, CTFs of random particles of `like`."""
+        """Uniform views, about the centre of the box as picks are, CTFs of random particles of `like`."""
         chosen, training = self.settings.map_alone, self.settings.training
         drawing = SimulationSettings(count=chosen.images, shift_px=0, seed=training.seed)
         drawn = draw_particles(drawing, self.spectra.pixel_size_A, self.spectra.size_px, None, like.ctf)

@@ -158,7 +158,7 @@ def test_unusable_rows_stay_as_they_are(particles: ParticleSet, references: tupl
 
 def test_what_a_reference_says_of_itself(references: tuple[ReferenceMap, ...]) -> None:
     both, first, _ = references
-    assert (both.belief >= first.belief).all()
+    assert (both.belief >= first.belief)[1:].all()  # shell 0 is one number, where regions may cancel
     assert both.finest_A <= first.finest_A
     assert both.finest_A <= 4 * PIXEL_A
     assert (both.error_power() <= first.error_power() * 1.5 + 1e-6).all()
