@@ -22,6 +22,7 @@ from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, signi
 from cryoforum_plugin.refinement.observing import LARGEST_BOX_PX, ImageSource, whole_images
 
 LOG = logging.getLogger("cryoforum")
+LEAST_DETAIL = 6  # resolution elements across the particle, below which a map shows no pose
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,10 @@ def rebuild(
     found = build_reference(whole, rows, symmetry, centred, advance)
     halves = (found.halves[0].cpu(), found.halves[1].cpu())
     average = (halves[0] + halves[1]) / 2
-    mask = outline_mask(average, found.pixel_size_A, found.resolution_A, diameter_A)
+    mask = torch.ones_like(average)
+    if found.resolution_A <= coarsest(len(average) * found.pixel_size_A, diameter_A):
+        # else it would be drawn about chance peaks, where the halves agree because it was drawn there
+        mask = outline_mask(average, found.pixel_size_A, found.resolution_A, diameter_A)
     regions = (_region(halves, mask), _region(halves, 1 - mask))
     noise = _noise_density(ImageSource(pipeline, None, diameter_A), rows, n_shells=len(average) // 2 + 1)
     maps = []
@@ -109,6 +113,11 @@ def rebuild(
         maps.append(ReferenceMap(filtered, belief, found.pixel_size_A, noise_density=noise))
     LOG.info("reference for refinement: %d particles, %.1f A", len(rows), maps[0].finest_A)
     return replace(maps[0], average=average, fsc=found.fsc.cpu()), maps[1], maps[2]
+
+
+def coarsest(side_A: float, diameter_A: float | None) -> float:
+    """Resolution that a reference needs to hold a pose, of a particle in a box of `side_A`."""
+    return min(diameter_A or side_A, side_A) / LEAST_DETAIL
 
 
 def _noise_density(source: ImageSource, rows: IntArray, n_shells: int) -> Tensor:
