@@ -38,7 +38,6 @@ from cryoforum_plugin.posterior import (
 )
 from cryoforum_plugin.refinement.reference import ReferenceMap, from_map, rebuild
 from cryoforum_plugin.refinement.refine import Refiner
-from cryoforum_plugin.refinement.solver import Solver
 
 DIAMETER_A = 260.0
 MEDIAN_OF_THREE = 1.538  # median length of a vector with three standard normal components
@@ -124,16 +123,15 @@ def _bound(pipeline: ImagePipeline, particles: ParticleSet, rows: IntArray, true
     truth = _started(particles, rows, 1e-3)
     refiner.refine(rows, truth, lambda steps, note: None)  # measures noise and contrast
     (key,) = refiner._against
-    solver, error = refiner._against[key].solver, refiner._against[key].error
-    assert isinstance(solver, Solver)
+    against, size_A = refiner._against[key], key[1]
     assert particles.shift_A is not None
-    pixel_A = float(refiner.pipeline.sampling_A(rows[:1])[0])
+    pixel_A = refiner.source.pixel_A(size_A)
     lengths = []
     for part in np.array_split(rows, max(1, len(rows) // 128)):
-        observed = refiner._observe(key, part, solver.points, error)
+        observed = refiner.source.observe(part, size_A, against.solver.points, against.error, None)
         R = torch.from_numpy(Rotation.from_quat(particles.require_rotation()[part]).as_matrix()).float()
         shift_px = torch.from_numpy(particles.shift_A[part] / pixel_A).float()
-        found = solver.refine(observed, R, shift_px, ((1.0, 0),))
+        found = against.solver.refine(observed, R, shift_px, ((1.0, 0),))
         covariance = torch.linalg.inv(found.information.double())[:, :3, :3]
         draws = torch.linalg.cholesky(covariance) @ torch.randn(3, 200, dtype=torch.double)
         lengths.append(draws.norm(dim=1))

@@ -130,6 +130,7 @@ def prediction_identity(table: Path, model_folder: Path, options: PredictOptions
     return {
         "particles": checksum(table),
         "model": checksum(model_folder / "model.pt"),
+        "references": [checksum(path) for path in sorted(model_folder.rglob("references.pt"))],
         "views": options.views,
         "contrast": options.contrast,
         "refine": options.refine,

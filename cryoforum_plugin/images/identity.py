@@ -21,7 +21,8 @@ def image_keys(particles: ParticleSet, reader: StackReader) -> Tensor:
     names = np.zeros(len(reader.stacks), dtype=np.uint64)
     for stack in used.tolist():
         first = reader.read(np.array([stack]), np.array([0]))
-        digest = hashlib.blake2b(first.tobytes(), digest_size=8).digest()
+        size = str(reader.header(stack).expected_bytes).encode()  # the first image may be blank
+        digest = hashlib.blake2b(first.tobytes() + size, digest_size=8).digest()
         names[stack] = int.from_bytes(digest, "little")
     # multiplication by an odd number and a shift: neighbouring slices get keys far apart
     place = particles.slice_index.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

@@ -103,6 +103,17 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def _member(directory: Path, known: str, device: torch.device) -> Model:
+    """One of the models of a folder. Raises ModelError where it is not the one that the folder was made of."""
+    model = load_model(directory, device)
+    if checksum(directory / "model.pt") != known:
+        raise ModelError(
+            f"{directory} is of another training than the models beside it, one that was not finished: run train again with "
+            "--resume, or with --overwrite"
+        )
+    return model
+
+
 def load_model(directory: Path, device: torch.device) -> Model:
     """Read a model directory, with its members where it has them; weights in evaluation mode on `device`.
 
@@ -134,7 +145,9 @@ def load_model(directory: Path, device: torch.device) -> Model:
             f"({__version__}); update cryoforum"
         )
     if "members" in content:
-        members = tuple(load_model(directory / name, device) for name in content["members"])
+        members = tuple(
+            _member(directory / name, known, device) for name, known in content["members"].items()
+        )
         return replace(
             members[0], calibration=content["calibration"], half_set=0, directory=directory, members=members
         )

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryoforum_plugin.confidence.calibration import Calibration, calibrated, with_widths
+from cryoforum_plugin.confidence.calibration import (
+    Calibration,
+    calibrated,
+    with_alternatives,
+    with_widths,
+)
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.images.contrast import check_contrast
@@ -21,10 +26,9 @@ from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import IntArray, ParticleSet, Prediction
 from cryoforum_plugin.prediction.members import assign
 from cryoforum_plugin.prediction.predict import Predictor
+from cryoforum_plugin.prediction.refining import refiner_for, refines
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import Advance, progress
-from cryoforum_plugin.refinement.matching import read_reference
-from cryoforum_plugin.refinement.reference_file import read_references
 from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.settings import DEFAULT_VIEWS
 
@@ -37,7 +41,7 @@ class PredictOptions:
     """Choices of one prediction run.
 
     batch_size : None = what is fastest on the device. contrast : None = as the model was trained. refine :
-    whether poses are refined, None = where there is a reference. reference : map to refine against, None =
+    whether poses are refined, None = where there is a reference and it helped held-out particles. reference : map to refine against, None =
     the model's own.
     """
 
@@ -68,18 +72,19 @@ def predict_particles(
         LOG.warning("this model's widths were calibrated on simulated images; on real ones confidence and expected "
                     "error are as good as the simulation")  # fmt: skip
     chosen, seen = assign(model, particles, pipeline.reader)
-    refiners = [refiner_for(member, pipeline, options) for member in model.alone]
-    steps = len(particles) + sum(
-        int((chosen == number).sum()) for number, refiner in enumerate(refiners) if refiner is not None
-    )
+    refined = refines(model, particles, options.refine, options.reference)
     places, parts = [], []
-    with progress("predicting", steps, options.quiet) as advance:
-        for number, (member, refiner) in enumerate(zip(model.alone, refiners, strict=True)):
+    with progress("predicting", len(particles) * (1 + refined), options.quiet) as advance:
+        for number, member in enumerate(model.alone):
             rows = np.flatnonzero(chosen == number)
-            predictor = Predictor(member, replace(pipeline, box=member.box), precision, options.views)
+            if not len(rows):
+                continue
+            seen_by = replace(pipeline, box=member.box)
+            predictor = Predictor(member, seen_by, precision, options.views)
+            refining = refiner_for(member, seen_by, options.reference) if refined else None
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 places.append(rows[start : start + ROWS_AT_ONCE])
-                parts.append(_predict(member, predictor, refiner, places[-1], options, advance))
+                parts.append(_predict(member, predictor, refining, places[-1], options, advance))
     prediction = _joined(parts)[np.argsort(np.concatenate(places))]
     _check_usable(prediction, particles)
     return replace(prediction, in_training=np.where(np.isnan(prediction.confidence), np.nan, seen))
@@ -88,64 +93,23 @@ def predict_particles(
 def _predict(
     model: Model,
     predictor: Predictor,
-    refiner: Refiner | None,
+    refining: tuple[Refiner, Calibration] | None,
     rows: IntArray,
     options: PredictOptions,
     advance: Advance,
 ) -> Prediction:
     """Predict and refine `rows`, and calibrate what is found."""
-    figures = model.calibration["views"][str(options.views)]
-    factors, outliers = Calibration.of(figures), OutlierModel(**model.outliers)
+    factors = Calibration.of(model.calibration["views"][str(options.views)])
+    symmetry, outliers = model.settings.symmetry, OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches
     batch_size = options.batch_size or (64 if predictor.pipeline.device.type == "cpu" else 512)
     raw = predictor.predict(rows, batch_size, advance)
     score = outliers.score(raw.features)
-    if refiner is None:
-        return calibrated(raw, factors, score, symmetry=model.settings.symmetry)
-    known = with_widths(raw, factors)
-    factors = refined_calibration(model, own=options.reference is None)
-    refined = refiner.refine(rows, known, advance)
-    return calibrated(refined, factors, score, known.bingham, model.settings.symmetry)
-
-
-def refiner_for(model: Model, pipeline: ImagePipeline, options: PredictOptions) -> Refiner | None:
-    """What refines the poses that `model` predicts; None where they are not refined. Raises ModelError."""
-    if options.refine is False:
-        return None
-    diameter_A = model.settings.images.diameter_A
-    references = read_references(model.directory)
-    if options.reference is not None:
-        given = read_reference(options.reference, references.get(0), diameter_A)
-        return Refiner(pipeline, {0: given}, diameter_A, model.settings.symmetry)
-    if references and (options.refine or model.calibration.get("refined", {}).get("helps", True)):
-        return Refiner(pipeline, references, diameter_A, model.settings.symmetry)
-    if references:
-        LOG.warning(
-            "poses are not refined: that made those of held-out particles worse (--refine does it all the same)"
-        )
-    elif options.refine:
-        raise ModelError(
-            f"{model.directory} holds no reference to refine against (references.pt); give one with --reference, or "
-            "train the model again"
-        )
-    return None
-
-
-def refined_calibration(model: Model, own: bool) -> Calibration:
-    """Factors of refined poses; 1 where the model was never calibrated for them.
-
-    own : against the model's own reference, whose errors widen the posterior, perhaps by too much. Another map is
-    taken as free of errors, so that its posteriors are not made narrower.
-    """
-    figures = model.calibration.get("refined")
-    if figures is None:
-        LOG.warning(
-            "%s was not calibrated for refined poses: their uncertainty is what the noise alone allows",
-            model.directory,
-        )
-        return Calibration(1.0, 1.0)
-    factors = Calibration.of(figures)
-    return factors if own else replace(factors, width=min(factors.width, 1.0))
+    if refining is None:
+        return calibrated(raw, factors, score, symmetry=symmetry)
+    known, (refiner, factors) = with_widths(raw, factors), refining
+    found = calibrated(refiner.refine(rows, known, advance), factors, score, known.bingham, symmetry)
+    return with_alternatives(found, known, symmetry)
 
 
 def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:

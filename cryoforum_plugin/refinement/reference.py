@@ -6,21 +6,23 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cryoforum_plugin.images.fourier import radial_average, shell_index
 from cryoforum_plugin.images.pipeline import ImagePipeline
-from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.maps.masking import outline_mask
 from cryoforum_plugin.maps.rebuilt import build_reference
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, significant
+from cryoforum_plugin.refinement.observing import LARGEST_BOX_PX, ImageSource, whole_images
 
 LOG = logging.getLogger("cryoforum")
-LARGEST_BOX_PX = 160  # of a reference that is rebuilt from particles
+LEAST_DETAIL = 6  # resolution elements across the particle, below which a map shows no pose
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ReferenceMap:
 
     volume : `(n, n, n)` zyx float32, filtered by its own signal-to-noise ratio. belief : `(n // 2 + 1,)`
     part of each shell's power that is signal, 1 for a map without noise, 0 beyond its resolution.
-    absolute : whether its grey values are those of normalised images. average, fsc : of a map that was rebuilt from
+    absolute : whether its grey values are those of normalised images, of noise with `noise_density` `(n // 2 + 1,)` (see
+    ImageSource). average, fsc : of a map that was rebuilt from
     particles, the same without filter, and the FSC of its halves; None otherwise.
     """
 
@@ -37,6 +40,7 @@ class ReferenceMap:
     belief: Tensor
     pixel_size_A: float
     absolute: bool = True
+    noise_density: Tensor | None = None
     average: Tensor | None = None
     fsc: Tensor | None = None
 
@@ -52,13 +56,17 @@ class ReferenceMap:
         return self.side_A / max(float(shells[-1]), 1.0)
 
     def error_power(self) -> Tensor:
-        """Mean |error|^2 of slices by shell `(n // 2 + 1,)`: what the Wiener filter leaves uncertain."""
+        """Mean |error|^2 of slices by shell `(n // 2 + 1,)`: what the Wiener filter leaves uncertain; 0 beyond what is used."""
         power = _power(self.volume)
-        return (power * (1 - self.belief) / self.belief.clamp(min=0.05)).float()
+        error = power * (1 - self.belief) / self.belief.clamp(min=0.05)
+        return torch.where(self.belief > 0, error, 0.0).float()
 
     def to(self, device: torch.device) -> ReferenceMap:
         """Return the same on a device."""
-        return replace(self, volume=self.volume.to(device), belief=self.belief.to(device))
+        values: dict[str, Any] = {
+            name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)
+        }
+        return replace(self, **values)
 
 
 def from_map(volume: Tensor, pixel_size_A: float, resolution_A: float | None = None) -> ReferenceMap:
@@ -69,13 +77,6 @@ def from_map(volume: Tensor, pixel_size_A: float, resolution_A: float | None = N
         belief[torch.arange(n // 2 + 1) > n * pixel_size_A / resolution_A] = 0
     belief[-1] = 0
     return ReferenceMap(volume.float(), belief, pixel_size_A, absolute=False)
-
-
-def whole_images(pipeline: ImagePipeline, size_px: int) -> ImagePipeline:
-    """A pipeline of whole images, CTF as it is, resampled to at most `size_px`."""
-    side_A = pipeline.box_px * float(pipeline.particles.pixel_size_A.max())
-    even_px = pipeline.box_px - pipeline.box_px % 2
-    return replace(pipeline, box=WorkingBox(side_A, min(size_px, even_px)), ctf_mode="keep")
 
 
 def rebuild(
@@ -100,14 +101,39 @@ def rebuild(
     found = build_reference(whole, rows, symmetry, centred, advance)
     halves = (found.halves[0].cpu(), found.halves[1].cpu())
     average = (halves[0] + halves[1]) / 2
-    mask = outline_mask(average, found.pixel_size_A, found.resolution_A, diameter_A)
+    mask = torch.ones_like(average)
+    if found.resolution_A <= coarsest(len(average) * found.pixel_size_A, diameter_A):
+        # else it would be drawn about chance peaks, where the halves agree because it was drawn there
+        mask = outline_mask(average, found.pixel_size_A, found.resolution_A, diameter_A)
     regions = (_region(halves, mask), _region(halves, 1 - mask))
+    noise = _noise_density(ImageSource(pipeline, None, diameter_A), rows, n_shells=len(average) // 2 + 1)
     maps = []
     for volume, together in ((average, True), (halves[0], False), (halves[1], False)):
         filtered, belief = _wiener(volume, regions, together)
-        maps.append(ReferenceMap(filtered, belief, found.pixel_size_A))
+        maps.append(ReferenceMap(filtered, belief, found.pixel_size_A, noise_density=noise))
     LOG.info("reference for refinement: %d particles, %.1f A", len(rows), maps[0].finest_A)
     return replace(maps[0], average=average, fsc=found.fsc.cpu()), maps[1], maps[2]
+
+
+def coarsest(side_A: float, diameter_A: float | None) -> float:
+    """Resolution that a reference needs to hold a pose, of a particle in a box of `side_A`."""
+    return min(diameter_A or side_A, side_A) / LEAST_DETAIL
+
+
+def _noise_density(source: ImageSource, rows: IntArray, n_shells: int) -> Tensor:
+    """Density of the noise in the particles' images, by shell of their widest box; the mean over optics groups."""
+    particles = source.original.particles
+    kinds, count = np.unique(
+        np.stack([particles.optics_group[rows], particles.pixel_size_A[rows]]), axis=1, return_counts=True
+    )
+    even_px = source.original.box_px - source.original.box_px % 2
+    wanted = torch.arange(n_shells) / (even_px * float(particles.pixel_size_A.max()))
+    total = torch.zeros(n_shells)
+    for (group, size_A), number in zip(kinds.T, count, strict=True):
+        frequency, density = source.noise_density(int(group), float(size_A))
+        step = float(frequency[1])
+        total += number * density.cpu()[(wanted / step).round().long().clamp(max=len(density) - 1)]
+    return total / len(rows)
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,18 @@ class Observed:
     """Whitened images of a batch on the points of a slicer: noise of variance 1 in each real number.
 
     data : `(b, K)` complex64. transfer : `(b, K)` what multiplies the reference's slices, CTF and whitening.
+    usual : `(b,)` usual contrast relative to the reference; None = not known.
     """
 
     data: Tensor
     transfer: Tensor
+    usual: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Observed:
         """Those of `rows`."""
-        return Observed(self.data[rows], self.transfer[rows])
+        return Observed(
+            self.data[rows], self.transfer[rows], None if self.usual is None else self.usual[rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,10 @@ class _State:
 
 
 class Solver:
-    """Refines poses against one reference.
+    """Refines poses against one reference."""
 
-    amplitude : usual contrast of an image relative to the reference; None = not known yet.
-    """
-
-    def __init__(self, slicer: GradientSlicer, amplitude: float | None = 1.0) -> None:
-        self.slicer, self.points, self.amplitude = slicer, slicer.points, amplitude
+    def __init__(self, slicer: GradientSlicer) -> None:
+        self.slicer, self.points = slicer, slicer.points
 
     @torch.no_grad()
     def refine(
@@ -106,10 +107,11 @@ class Solver:
                 R, shift_px = state.R, state.shift_px
             return Refined(state.R, state.shift_px, state.scale, state.cost, state.information)
 
-    def score(self, observed: Observed, R: Tensor, shift_px: Tensor, part: float) -> Tensor:
-        """Cost `(b,)` of poses on the lowest `part` of the frequencies."""
-        count = self.points.count(part * float(self.points.radius[-1]))
-        return self._evaluate(observed, R, shift_px, count).cost
+    @torch.no_grad()
+    def fit(self, observed: Observed, R: Tensor, shift_px: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Contrast `(b,)` of poses on the first `count` points, and log likelihood `(b,)` over that of no particle."""
+        state = self._evaluate(observed, R, shift_px, count)
+        return state.scale, observed.data[:, :count].abs().square().sum(1) / 2 - state.cost
 
     def _step(self, observed: Observed, state: _State, damping: Tensor, count: int) -> tuple[_State, Tensor]:
         diagonal = state.information.diagonal(dim1=1, dim2=2)
@@ -142,8 +144,8 @@ class Solver:
         product = real @ real.mT  # every inner product of derivatives, model and data
         mm, dm, dd = product[:, 5, 5], product[:, 5, 6], product[:, 6, 6]
         scale = (dm / mm.clamp(min=1e-20)).clamp(min=0)  # protein is bright: noise must not turn it dark
-        if self.amplitude is not None:
-            scale = scale.clamp(*(self.amplitude * limit for limit in SCALE_RANGE))
+        if observed.usual is not None:
+            scale = scale.clamp(*(observed.usual * limit for limit in SCALE_RANGE))
         cost = (dd - 2 * scale * dm + scale.square() * mm) / 2
         gradient = scale[:, None] * (scale[:, None] * product[:, :5, 5] - product[:, :5, 6])
         information = scale.square()[:, None, None] * product[:, :5, :5]

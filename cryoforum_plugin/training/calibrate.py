@@ -139,7 +139,7 @@ def _basin(
     group: torch.Tensor,
 ) -> Basin:
     """How right and wrong basins differ: found poses, and some refined from random ones with no search."""
-    part = np.flatnonzero(~found.unusable.numpy())[:WRONG_EXAMPLES]
+    part = spread_rows(np.flatnonzero(~found.unusable.numpy()), WRONG_EXAMPLES)
     generator = torch.Generator().manual_seed(1)
     q = random_quaternions(len(part), generator).double()
     sharp = matrix_about(q, torch.eye(3, dtype=torch.double).expand(len(part), 3, 3) * 1e4)

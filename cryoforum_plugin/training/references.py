@@ -9,11 +9,10 @@ import numpy as np
 from cryoforum_plugin.maps.given import ShownMap
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.refinement.matching import matched
-from cryoforum_plugin.refinement.reference import ReferenceMap, rebuild
+from cryoforum_plugin.refinement.reference import ReferenceMap, coarsest, rebuild
 from cryoforum_plugin.training.preparation import Prepared, reference_rows
 
 LOG = logging.getLogger("cryoforum")
-LEAST_DETAIL = 6  # resolution elements across the particle, below which a reference holds no pose
 
 
 def refinement_references(prepared: Prepared, shown: ShownMap | None, quiet: bool) -> dict[int, ReferenceMap]:
@@ -25,14 +24,18 @@ def refinement_references(prepared: Prepared, shown: ShownMap | None, quiet: boo
     diameter_A = prepared.settings.images.diameter_A
     with progress("references", len(rows), quiet) as advance:
         maps = rebuild(prepared.pipeline, rows, prepared.settings.symmetry, diameter_A, advance)
-    coarsest_A = min(diameter_A or maps[0].side_A, maps[0].side_A) / LEAST_DETAIL
-    if maps[0].finest_A > coarsest_A:
+    both = set(np.unique(prepared.particles.half_set).tolist()) == {1, 2}
+    used = dict(enumerate(maps)) if both else {0: maps[0]}
+    finest_A, coarsest_A = (
+        max(known.finest_A for known in used.values()),
+        coarsest(maps[0].side_A, diameter_A),
+    )
+    if finest_A > coarsest_A:
         LOG.warning(
             "predicted poses will not be refined: the particles' own map reaches %.0f A, and at least %.0f A are needed",
-            maps[0].finest_A, coarsest_A,
+            finest_A, coarsest_A,
         )  # fmt: skip
         return {}
     if shown is not None and shown.alone:
         return {0: matched(shown, maps[0], diameter_A)}
-    both = set(np.unique(prepared.particles.half_set).tolist()) == {1, 2}
-    return dict(enumerate(maps)) if both else {0: maps[0]}
+    return used

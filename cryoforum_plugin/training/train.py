@@ -41,6 +41,7 @@ from cryoforum_plugin.training.references import refinement_references
 from cryoforum_plugin.training.suspects import write_suspects
 
 LOG = logging.getLogger("cryoforum")
+CPU = torch.device("cpu")
 
 
 def train(
@@ -125,7 +126,8 @@ class _Run:
             model = _fit(prepared, directory, fabric, initial, resume, self.quiet)
             if not fabric.is_global_zero:
                 return {}
-            model = replace(model, half_set=member.half_set, seen=_seen(prepared, shown))
+            seen = [_seen(prepared, shown), *([] if init_from is None else [load_model(init_from, CPU).seen])]
+            model = replace(model, half_set=member.half_set, seen=torch.cat(seen).unique())
             references = refinement_references(prepared, shown, self.quiet)
             model = calibrate(model, prepared, references, self.precision, self.quiet)
             calibrated_on = calibration_source(shown)
@@ -159,9 +161,7 @@ def _train_members(
     calibrations = {}
     for member in members:
         folder = directory / member.name
-        start = init_from
-        if init_from is not None and (init_from / member.name / "model.pt").is_file():
-            start = init_from / member.name  # weights that know this half set only
+        start = None if init_from is None else _start_of(init_from, member)
         going_on = resume and (folder / "checkpoint").is_dir()
         calibrations[member.name] = run.train(member, particles, folder, start, going_on)
     if not zero:
@@ -183,8 +183,7 @@ def _seen(prepared: Prepared, shown: ShownMap | None) -> torch.Tensor:
     """Keys of the particles that the model learned from; images made from a map alone are nobody's."""
     if shown is not None and shown.alone:
         return torch.zeros(0, dtype=torch.int64)
-    keys = image_keys(prepared.particles, prepared.pipeline.reader)[prepared.training_rows]
-    return keys.sort().values
+    return image_keys(prepared.particles, prepared.pipeline.reader)[prepared.training_rows]
 
 
 def _log_errors(model: Model) -> None:
@@ -206,9 +205,26 @@ def _check_freezing(settings: Settings, init_from: Path | None, fabric: Fabric) 
         raise SettingsError("training.freeze_epochs works in one process only; leave it out")
 
 
+def _start_of(init_from: Path, member: Member) -> Path:
+    """Folder of the weights to start a member from: those that know its half set only.
+
+    Raises ModelError where there are only such of the other half set.
+    """
+    for known in load_model(init_from, CPU).members:
+        assert known.directory is not None
+        if known.directory.name == member.name or (member.half_set and known.half_set == member.half_set):
+            return known.directory
+    if load_model(init_from, CPU).half_set not in (0, member.half_set):
+        raise ModelError(
+            f"{init_from} learned from the other half set than {member.name}: the half maps would not be independent; "
+            "start from a model of both, or of the same half sets"
+        )
+    return init_from
+
+
 def _initial_weights(init_from: Path, settings: Settings) -> dict[str, torch.Tensor]:
     """Weights of another model's network. Raises ModelError when that network is built otherwise."""
-    model = load_model(init_from, torch.device("cpu"))
+    model = load_model(init_from, CPU)
     other = model.settings.network
     for name, value in asdict(settings.network).items():
         if name != "dropout" and value != getattr(other, name):  # dropout has no weights

@@ -166,11 +166,6 @@ class Work:
                 for key in ("views", "contrast", "refine", "reference", "version")
                 if key in known
             }
-        elif record.values.get("train", {}).get("identity", {}).get("model") == identity["model"]:
-            LOG.warning(
-                "%s: the model was trained on these particles, so that it seems better here than on others",
-                name,
-            )
         kept = record.finished("predict", identity, predicted)
         if request.again and not kept:
             raise HostError(f"{name} was not predicted with this model; predict it first")

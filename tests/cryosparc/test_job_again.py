@@ -169,7 +169,7 @@ def test_one_half_set_and_copies_are_told(cryosparc_server: fixtures.Server, mod
 def test_particles_that_were_learned_from_are_told(cryosparc_server: fixtures.Server, tmp_path: Path) -> None:
     source = add_job(cryosparc_server)
     uid = run(Request(source, tmp_path / "model", train=tiny_settings()))
-    assert "was trained on these particles" in texts(cryosparc_server, uid)
+    assert "the model was trained on" in texts(cryosparc_server, uid)
 
 
 def test_pictures_and_reports_never_end_a_run(

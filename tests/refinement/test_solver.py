@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import roma
@@ -13,7 +15,7 @@ from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.particles import Ctf
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
-from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, whiten
+from cryoforum_plugin.refinement.solver import Refined, Solver, whiten
 
 PIXEL_A, SIZE = 5.0, 32
 
@@ -88,7 +90,7 @@ class Simulated:
         self.points = FourierPoints(SIZE, SIZE / 2)
         power = torch.full((count, SIZE // 2 + 1), float(sd) ** 2 * SIZE**2)
         transforms = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))
-        self.observed = whiten(transforms, ctf, power, self.points)
+        self.observed = replace(whiten(transforms, ctf, power, self.points), usual=torch.ones(count))
         self.solver = Solver(GradientSlicer(volume(), self.points))
         noise = torch.randn(count, 3, generator=generator)
         self.start = roma.rotvec_to_rotmat(0.08 * noise) @ self.R
@@ -129,12 +131,12 @@ def test_no_pose_ends_worse_than_it_began() -> None:
 
 def test_the_contrast_is_found_within_limits() -> None:
     data = Simulated(50, snr=1.0)
-    fainter = Observed(data.observed.data * 0.6, data.observed.transfer)
+    fainter = replace(data.observed, data=data.observed.data * 0.6)
     found = data.solver.refine(fainter, data.R, data.shift_px)
     assert 0.55 < float(found.scale.median()) < 0.65
-    free = Solver(data.solver.slicer, amplitude=None)
-    tiny = Observed(data.observed.data * 1e-3, data.observed.transfer)
-    assert 0.9e-3 < float(free.refine(tiny, data.R, data.shift_px).scale.median()) < 1.1e-3
+    tiny = replace(data.observed, data=data.observed.data * 1e-3)
+    free = replace(tiny, usual=None)
+    assert 0.9e-3 < float(data.solver.refine(free, data.R, data.shift_px).scale.median()) < 1.1e-3
     assert float(data.solver.refine(tiny, data.R, data.shift_px).scale.max()) == 0.25
 
 
