@@ -51,9 +51,9 @@ class ReferenceMap:
 
     @property
     def finest_A(self) -> float:
-        """Resolution of the last shell that holds any signal."""
-        shells = torch.nonzero(self.belief > 0)[:, 0]
-        return self.side_A / max(float(shells[-1]), 1.0)
+        """Resolution of the last shell that holds any signal; the side of the box where none does."""
+        last = int((self.belief > 0).nonzero().amax()) if (self.belief > 0).any() else 1
+        return self.side_A / max(last, 1)
 
     def error_power(self) -> Tensor:
         """Mean |error|^2 of slices by shell `(n // 2 + 1,)`: what the Wiener filter leaves uncertain; 0 beyond what is used."""
