@@ -88,6 +88,10 @@ def check(settings: Settings) -> None:
             training.balance_views == 0 or training.branches != "siamese",
             "training.balance_views needs training.branches single or all_pairs: siamese draws pairs",
         ),
+        (
+            training.balance_views == 0 or training.simulated < 1,
+            "training.balance_views needs training.simulated below 1: simulated images have even views already",
+        ),
         (training.reference_particles >= 10, "training.reference_particles must be at least 10"),
         (20 <= settings.map_alone.images <= 1_000_000, "map_alone.images must be 20 to 1000000"),
         (0 <= settings.map_alone.centring <= 0.1, "map_alone.centring must be 0 to 0.1"),

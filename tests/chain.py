@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 import mrcfile
+import pytest
 from blobs import blob_positions, blob_volume
 from click.testing import CliRunner, Result
 
 from cryoforum_plugin.cli.main import main
+from cryoforum_plugin.network.encoder import Encoder
 
 TINY = (
     "--epochs",
@@ -36,6 +40,21 @@ def succeed(*arguments: object) -> Result:
     result = cryoforum("--debug", *arguments)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return result
+
+
+@contextmanager
+def quick_networks(coarse: bool = True) -> Iterator[None]:
+    """Calibration for 1 and 2 views, nothing to refine against: half the time.
+
+    coarse : polar images are no finer than 32 px are.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if coarse:
+            patch.setattr(Encoder, "RADII", 16)
+            patch.setattr(Encoder, "ANGLES", 64)
+        patch.setattr("cryoforum_plugin.training.calibrate.VIEW_COUNTS", (1, 2))
+        patch.setattr("cryoforum_plugin.training.train.refinement_references", lambda *arguments: {})
+        yield
 
 
 def load_example(name: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from blobs import blob_positions, blob_volume
 from chain import TINY, cryoforum, simulate, succeed, write_blob_map
 
 from cryoforum_plugin import formats
+from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.labels import Judgement
 from cryoforum_plugin.images.identity import among, image_keys
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.model import load_model
@@ -21,7 +24,9 @@ from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.prediction.members import assign, ready
 from cryoforum_plugin.refinement.reference import from_map
 from cryoforum_plugin.refinement.reference_file import write_references
+from cryoforum_plugin.report.collect import collect_run
 from cryoforum_plugin.settings import TrainingSettings
+from cryoforum_plugin.training.joining import remove_members
 from cryoforum_plugin.training.members import plan_members
 
 QUICK = (*TINY, "--epochs", "1", "--quiet")
@@ -29,13 +34,69 @@ QUICK = (*TINY, "--epochs", "1", "--quiet")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sim/train.star of 600 particles in two half sets, and models of both, of two folds each."""
+    """sim/train.star of 600 particles in two half sets, and models of both, of two folds each.
+
+    The networks know next to nothing: labels are called suspect at random.
+    """
     folder = tmp_path_factory.mktemp("halves")
     simulate(folder, 800)
-    succeed(
-        "train", folder / "sim" / "train.star", "-o", folder / "model", "--half-sets", "--folds", 2, *QUICK
-    )
+    rng = np.random.default_rng(1)
+
+    def judge(raw: RawPrediction, *rest: object) -> Judgement:
+        n = len(raw.unusable)
+        return Judgement(np.ones(n), rng.random(n), rng.random(n) < 0.4, 0.02)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cryoforum_plugin.training.suspects.judge", judge)
+        succeed(
+            "train",
+            folder / "sim" / "train.star",
+            "-o",
+            folder / "model",
+            "--half-sets",
+            "--folds",
+            2,
+            *QUICK,
+        )
     return folder
+
+
+def suspects(model: Path) -> list[dict[str, str]]:
+    with open(model / "suspect_labels.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_suspect_labels_are_rows_of_the_whole_table_each_once(folder: Path) -> None:
+    particles = read(folder / "sim" / "train.star", folder)
+    joined = suspects(folder / "model")
+    rows = [int(line["row"]) for line in joined]
+    assert len(set(rows)) == len(rows)
+    highest: dict[int, str] = {}
+    for member in ("half1_fold1", "half1_fold2", "half2_fold1", "half2_fold2"):
+        for line in suspects(folder / "model" / member):
+            row = int(line["row"])
+            assert line["image"].startswith(f"{particles.slice_index[row] + 1:06d}@")
+            assert int(line["uid"]) == particles.uid[row]
+            assert f"half{particles.half_set[row]}" in member
+            highest[row] = max(line["probability"], highest.get(row, ""))
+    assert {int(line["row"]): line["probability"] for line in joined} == highest
+    assert [line["probability"] for line in joined] == sorted(highest.values(), reverse=True)
+    found = collect_run(folder / "model").suspects
+    assert found is not None
+    assert found.count == len(rows) > 200
+
+
+def test_members_leave_no_reference_of_a_single_model_behind(tmp_path: Path) -> None:
+    (tmp_path / "half1").mkdir()
+    for folder in (tmp_path, tmp_path / "half1"):
+        write_references(folder, {0: from_map(blob_volume(blob_positions(), 32), 5.0)})
+    remove_members(tmp_path, ["half1"])
+    assert not (tmp_path / "references.pt").exists()
+    assert (tmp_path / "half1" / "references.pt").exists()
+    write_references(tmp_path, {0: from_map(blob_volume(blob_positions(), 32), 5.0)})
+    remove_members(tmp_path, [""])
+    assert (tmp_path / "references.pt").exists()
+    assert not (tmp_path / "half1").exists()
 
 
 def read(path: Path, root: Path) -> ParticleSet:
@@ -127,6 +188,7 @@ def test_a_model_of_all_replaces_those_of_the_half_sets(folder: Path, tmp_path: 
     shutil.copytree(folder / "model", model)
     succeed("train", folder / "sim" / "train.star", "-o", model, "--overwrite", *QUICK)
     assert not list(model.glob("half*"))
+    assert len(suspects(model)) < 200
     assert load_model(model, torch.device("cpu")).members == ()
 
 

@@ -21,7 +21,7 @@ from cryoforum_plugin.geometry import angular_distance_to_group
 from cryoforum_plugin.particles import FloatArray
 from cryoforum_plugin.posterior import matrix_from_upper, mode, negative_log_likelihood
 from cryoforum_plugin.posterior.mixture import mixture_negative_log_likelihood
-from cryoforum_plugin.posterior.wrong_labels import estimate_weight, responsibility, robust
+from cryoforum_plugin.posterior.wrong_labels import LEAST, MOST, estimate_weight, responsibility, robust
 
 SUSPECT = 0.5  # probability above which a label is implausible
 SURE_DEG = 60.0  # predictions that expect a larger error judge no label
@@ -34,7 +34,7 @@ _LOG_WIDTHS = torch.linspace(-4, 4, 33)
 class Judgement:
     """Of known poses: angle `(n,)` rad to the prediction, probability `(n,)` of being wrong, and `suspect` `(n,)`.
 
-    weight : the part of wrong labels that the probabilities presuppose.
+    weight : the part of wrong labels that the probabilities presuppose; 0 = no label was doubted.
     """
 
     angle_rad: FloatArray
@@ -45,7 +45,12 @@ class Judgement:
 
 def _most(start: float) -> float:
     """Largest part of wrong labels to believe in, where `start` was learned: else a bad network explains all so."""
-    return min(0.5, 2 * start)
+    return min(MOST, 2 * start)
+
+
+def _estimated(nll: Tensor, start: float, most: float) -> float:
+    """Part of wrong labels that makes `nll` `(n,)` most likely; 0 only from `start` 0."""
+    return max(LEAST, estimate_weight(nll, start, most)) if start else 0.0
 
 
 def errors(raw: RawPrediction, rotation: FloatArray, group: Tensor) -> FloatArray:
@@ -78,7 +83,7 @@ def judge(
     prediction is sure of itself: that the network does badly on an image says nothing of its label.
     """
     nll = label_nll(raw, calibration, rotation, group)
-    weight = estimate_weight(nll, start, _most(start))
+    weight = _estimated(nll, start, _most(start))
     probability = responsibility(nll, weight).numpy()
     expected = calibrated(raw, calibration, np.zeros(len(rotation))).expected_error_deg
     assert expected is not None
@@ -97,16 +102,35 @@ def fit_and_judge(
     if start == 0:
         factors = fit_factors(raw, rotation, shift_error_A, group)
         return factors, judge(raw, factors, rotation, group, start)
-    judged = judge(raw, Calibration(_likely_width(raw, rotation, group, start), 1.0), rotation, group, start)
+    width = _likely_width(raw, rotation, group, start, _most(start))
+    judged = judge(raw, Calibration(width, 1.0), rotation, group, start)
     for _ in range(ROUNDS):
+        if too_many(judged):
+            break
         kept = np.flatnonzero(~judged.suspect)
-        if len(kept) < len(rotation) / 2:  # the network is at fault, not the labels
-            return fit_and_judge(raw, rotation, shift_error_A, group, 0.0)
         factors = fit_factors(raw[kept], rotation[kept], shift_error_A[kept], group)
         before, judged = judged, judge(raw, factors, rotation, group, start)
         if np.array_equal(before.suspect, judged.suspect):
             break
+    if too_many(judged):
+        return fit_and_judge(raw, rotation, shift_error_A, group, 0.0)
     return factors, judged
+
+
+def too_many(judged: Judgement) -> bool:
+    """Whether more than half of the labels are suspect: then the network is at fault, not they."""
+    return float(judged.suspect.mean()) > MOST
+
+
+def estimate_wrong(raw: RawPrediction, rotation: FloatArray, group: Tensor, start: float) -> float:
+    """Part of wrong labels, up to a half, of held-out rows, where training saw no label to learn it from.
+
+    start : where the search begins, 0 = none is wrong.
+    """
+    if start == 0:
+        return 0.0
+    width = _likely_width(raw, rotation, group, start, MOST)
+    return _estimated(label_nll(raw, Calibration(width, 1.0), rotation, group), start, MOST)
 
 
 def fit_factors(
@@ -132,11 +156,13 @@ def fit_factors(
     return replace(factors, weights=min(powers, key=loss))
 
 
-def _likely_width(raw: RawPrediction, rotation: FloatArray, group: Tensor, start: float) -> float:
-    """Factor of A, on a grid, that makes the labels most likely, wrong ones allowed."""
+def _likely_width(
+    raw: RawPrediction, rotation: FloatArray, group: Tensor, start: float, most: float
+) -> float:
+    """Factor of A, on a grid, that makes the labels most likely, a part up to `most` of wrong ones allowed."""
 
     def loss(log_width: float) -> float:
         nll = label_nll(raw, Calibration(math.exp(log_width), 1.0), rotation, group)
-        return float(robust(nll, estimate_weight(nll, start, _most(start))).mean())
+        return float(robust(nll, estimate_weight(nll, start, most)).mean())
 
     return math.exp(min(_LOG_WIDTHS.tolist(), key=loss))

@@ -24,13 +24,26 @@ from cryoforum_plugin.settings import TrainingSettings
 class Batch(NamedTuple):
     """Network input `(b, 1, n, n)`, poses `(b, 4)` XYZW, shifts `(b, 2)` x, y as fraction of the box.
 
-    exact : `(b,)` bool, whether the pose is certain, as that of a simulated image.
+    exact : `(b,)` bool, whether the pose is certain, as that of a simulated image. rows : `(b,)` training rows of the
+    particles that the images show or take their noise from.
     """
 
     images: Tensor
     rotation: Tensor
     shift: Tensor
     exact: Tensor
+    rows: Tensor
+
+
+def simulated_images(count: int, settings: TrainingSettings) -> int:
+    """How many of a batch of `count` images are simulated."""
+    return round(count * settings.simulated)
+
+
+def only_simulated(settings: TrainingSettings) -> bool:
+    """Whether no batch shows a particle, so that training sees none of the particles' own poses."""
+    images = settings.batch_size * (2 if settings.branches == "siamese" else 1)
+    return simulated_images(images, settings) == images
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class BatchMaker:
     def make(self, rows: Tensor) -> Batch:
         """Make a batch of `len(rows)` images; the first part shows those particles, the rest is simulated."""
         projector = self.data.projector
-        simulated = round(len(rows) * self.settings.simulated) if projector is not None else 0
+        simulated = simulated_images(len(rows), self.settings) if projector is not None else 0
         own = self._particles(rows[simulated:]) if simulated < len(rows) else None
         if projector is None or simulated == 0:
             assert own is not None
@@ -94,9 +107,9 @@ class BatchMaker:
         reach = self.settings.max_shift * self.data.images.shape[-1]
         return self._uniform(count, 2, low=-reach, high=reach)
 
-    def _batch(self, images: Tensor, rotation: Tensor, shift: Tensor, exact: bool) -> Batch:
+    def _batch(self, images: Tensor, rotation: Tensor, shift: Tensor, rows: Tensor, exact: bool) -> Batch:
         flag = torch.full((len(images),), exact, device=self.device)
-        return Batch(finish(images, self.data.preprocessing), rotation, shift, flag)
+        return Batch(finish(images, self.data.preprocessing), rotation, shift, flag, rows.to(self.device))
 
     def _particles(self, rows: Tensor) -> Batch:
         """The particles of `rows`, augmented as the settings say."""
@@ -107,7 +120,7 @@ class BatchMaker:
             images = self._noisier(images)
         shift = self.data.shift
         known = images.new_zeros(len(rows), 2) if shift is None else shift[of_device]
-        return self._batch(images, self.data.rotation[of_device], known, exact=False)
+        return self._batch(images, self.data.rotation[of_device], known, rows, exact=False)
 
     def _noisier(self, images: Tensor) -> Tensor:
         """Add noise of the images' own strength, measured at the rim: the s.d. grows by up to noise_range."""
@@ -126,7 +139,7 @@ class BatchMaker:
         rotation = roma.quat_product(
             self.data.rotation[rows.to(self.device)], in_plane_operation(angle, mirrored)
         )
-        return self._batch(images, rotation, shift / size, exact=False)
+        return self._batch(images, rotation, shift / size, rows, exact=False)
 
     def _simulated(self, rows: Tensor, projector: Projector) -> Batch:
         """The reference in random poses, with the noise (image minus projection) of `rows`.
@@ -157,4 +170,4 @@ class BatchMaker:
         spread = math.log(self.settings.noise_range)
         strength = self._uniform(b, low=-spread, high=spread).exp()
         images = signal + strength[:, None, None] * noise
-        return self._batch(images, rotation, shift / size, exact=True)
+        return self._batch(images, rotation, shift / size, rows, exact=True)

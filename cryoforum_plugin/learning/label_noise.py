@@ -6,10 +6,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cryoforum_plugin.posterior.wrong_labels import responsibility, robust
+from cryoforum_plugin.posterior.wrong_labels import LEAST, MOST, responsibility, robust
 
 MEMORY = 2000  # particles that the running mean remembers
-LEAST, MOST = 1e-4, 0.5  # from 0 there is no way back; above a half the network would learn from nothing
 
 
 class LabelNoise:
@@ -22,17 +21,23 @@ class LabelNoise:
     def __init__(self, start: float, fabric: Fabric) -> None:
         self.enabled, self.weight, self.fabric = start > 0, start, fabric
 
-    def __call__(self, nll: Tensor, exact: Tensor) -> Tensor:
-        """Negative log-likelihoods `(b,)` with wrong labels allowed where not `exact` `(b,)`; learns from them."""
+    def __call__(self, nll: Tensor, exact: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Negative log-likelihoods `(b,)` with wrong labels allowed where not `exact` `(b,)`; learns from them.
+
+        counts : `(b,)` how much each counts in the mean, where some particles are drawn more often than others:
+        one over how often. None = all alike.
+        """
         if not self.enabled:
             return nll
         weight = torch.where(exact, 0.0, self.weight).to(nll)
         doubt = torch.where(exact, 0.0, responsibility(nll.detach(), weight))
-        total = torch.stack([doubt.sum(), (~exact).sum().to(doubt)])
+        counts = torch.ones_like(doubt) if counts is None else counts.to(doubt)
+        counts = torch.where(exact, 0.0, counts)
+        total = torch.stack([(counts * doubt).sum(), counts.sum(), (~exact).sum().to(doubt)])
         if self.fabric.world_size > 1:
             total = self.fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
-        found, count = total.tolist()
+        found, weighted, count = total.tolist()
         if count:
             step = min(1.0, count / MEMORY)
-            self.weight = min(max(self.weight + step * (found / count - self.weight), LEAST), MOST)
+            self.weight = min(max(self.weight + step * (found / weighted - self.weight), LEAST), MOST)
         return robust(nll, weight)

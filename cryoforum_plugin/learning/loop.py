@@ -108,6 +108,11 @@ class Trainer:
         """Epochs done so far."""
         return len(self.metrics)
 
+    @property
+    def wrong_labels(self) -> float:
+        """Part of the labels taken for wrong at the best epoch, the one whose weights `run` returns."""
+        return min(reversed(self.metrics), key=lambda row: row.validation_loss).wrong_labels
+
     def run(self, advance: Advance) -> dict[str, Tensor]:
         """Train the remaining epochs; return the weights with the best validation loss."""
         start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
@@ -183,7 +188,8 @@ class Trainer:
         likelihood = None
         if self.loss.likelihood:
             nll = label_negative_log_likelihood(output, known, equivalent)
-            likelihood = self.label_noise(nll, batch.exact)
+            counts = None if self.view_weights is None else 1 / self.view_weights[batch.rows.cpu()]
+            likelihood = self.label_noise(nll, batch.exact, counts)
         orientation = orientation_loss(output.bingham, known, equivalent, self.loss, likelihood).mean()
         single, pairwise = curriculum(done) if self.loss.curriculum else (1.0, 1.0)
         loss = single * orientation

@@ -71,7 +71,15 @@ def check_symmetry(maps: Unsymmetrised | None, symmetry: str, source: str, refus
         LOG.warning("%s; trained all the same, as training.check_symmetry is false", message)
     elif verdict.doubtful:
         LOG.warning("%s: %s may not fit the particles: %s", source, symmetry, _figures(verdict))
-    elif verdict.fits not in (None, "C1"):
+    else:
+        if verdict.turn is not None and np.abs(verdict.turn[:3]).max() > 0:
+            LOG.info("symmetry %s: %s", symmetry, _correlations(verdict))
+        _hint(verdict, symmetry, source)
+
+
+def _hint(verdict: Verdict, symmetry: str, source: str) -> None:
+    """Log the larger group that the particles seem to have, if there is one."""
+    if verdict.fits not in (None, "C1"):
         LOG.warning(
             "%s: the particles seem to have symmetry %s, more than the %s asked for; if they do, training with "
             "--symmetry %s is better", source, verdict.fits, symmetry, verdict.fits,
@@ -157,7 +165,8 @@ def _canonical(q: FloatArray) -> FloatArray:
     return q if first > 0 else -q
 
 
-def _figures(verdict: Verdict) -> str:
+def _correlations(verdict: Verdict) -> str:
+    """What the worst operator does to the half maps."""
     assert verdict.worst is not None
     assert verdict.turn is not None
     vector = Rotation.from_quat(verdict.turn).as_rotvec()
@@ -165,12 +174,14 @@ def _figures(verdict: Verdict) -> str:
     axis = vector / angle
     named = {0: "x", 1: "y", 2: "z"}
     main = int(np.argmax(np.abs(axis)))
-    fits_y = verdict.fits is not None and verdict.fits.endswith("Y")
-    note = (
-        f", which is cryoSPARC's {verdict.fits[:-1]}, with a 2-fold on y" if fits_y and verdict.fits else ""
-    )
     about = named[main] if abs(axis[main]) > 0.9999 else "(" + ", ".join(f"{x:.2f}" for x in axis) + ")"
     return (
         f"turned by {np.degrees(angle):.0f} deg about {about} half map 1 correlates {verdict.worst.turned:.2f} with "
-        f"half map 2, unturned {verdict.worst.unturned:.2f}; of the groups tried the data fit {verdict.fits}{note}"
+        f"half map 2, unturned {verdict.worst.unturned:.2f}"
     )
+
+
+def _figures(verdict: Verdict) -> str:
+    fits = str(verdict.fits)
+    note = f", which is cryoSPARC's {fits[:-1]}, with a 2-fold on y" if fits.endswith("Y") else ""
+    return f"{_correlations(verdict)}; of the groups tried the data fit {fits}{note}"

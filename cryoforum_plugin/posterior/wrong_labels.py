@@ -9,6 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LEAST, MOST = (
+    1e-4,
+    0.5,
+)  # from no wrong label there is no way back; above a half the network learns from nothing
+
 
 def _logs(weight: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
     """log(1 - w) and log(w), the latter -inf for w = 0."""

@@ -27,7 +27,7 @@ POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**23}  # Fourier points of a batch; eac
 LARGEST_BATCH = 1024
 REFERENCES_AT_ONCE = 4  # kept in memory; one of 160 px takes half a gigabyte
 SURE_DEG = 6.0  # posteriors narrower than this get one start
-STARTS, RESCUES = 6, 16  # starts of unsure particles, and of doubtful ones
+STARTS, RESCUES, FINALISTS = 6, 16, 4  # of unsure particles; of doubtful ones, and how many are refined in full
 DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
 MARCH = 1.6  # from one stage to the next, in frequency
 COARSE_STEPS, LAST_STEPS = (3, 1), 3
@@ -175,46 +175,55 @@ class Refiner:
             other = solver.refine(observed, start, start_px, against.coarse)
             best = other.where(other.cost < best.cost, best)
         if search:
-            gap = torch.linalg.eigvalsh(matrix)
-            unsure = torch.nonzero(gap[:, 1] - gap[:, 0] < 2 / math.radians(SURE_DEG) ** 2)[:, 0]
-            best = self._start_again(
-                against, observed, best, unsure, matrix, start_px, against.coarse, STARTS
-            )
+            best = self._unsure(against, observed, best, matrix, start_px)
         result = solver.refine(observed, best.R, best.shift_px, against.fine)
         if against.usual is None:
             usual = result.scale.median().clamp(min=1e-6).expand(len(rows))
         if search:
-            doubtful = torch.nonzero(result.scale < DOUBTFUL * usual)[:, 0]
-            stages = (*against.coarse, *against.fine)
-            result = self._start_again(against, observed, result, doubtful, None, start_px, stages, RESCUES)
+            result = self._rescued(against, observed, result, usual, start_px)
         return self._found(result, observed, against, usual, pixel_A)
 
     def _start_again(
-        self,
-        against: _Against,
-        observed: Observed,
-        known: Refined,
-        rows: Tensor,
-        matrix: Tensor | None,
-        shift_px: Tensor,
-        stages: Stages,
-        number: int,
-    ) -> Refined:
-        """Take for `rows` the start that fits best after `stages`: the known pose, or one of `number` of the grid.
+        self, against: _Against, observed: Observed, shift_px: Tensor, matrix: Tensor | None, number: int
+    ) -> list[Refined]:
+        """Refine low frequencies from `number` poses of the grid; the best of them first.
 
         matrix : `(b, 4, 4)` posterior that the grid is weighted by; None = every pose is as likely.
         """
-        if not len(rows):
-            return known
-        part, solver, grid = observed.rows(rows), against.solver, against.grid
-        best = solver.refine(part, known.R[rows], known.shift_px[rows], stages)
-        score = grid.gains(part, shift_px[rows])
+        score = against.grid.gains(observed, shift_px)
         if matrix is not None:
-            score = score - grid.energies(matrix[rows])
-        for R in roma.unitquat_to_rotmat(grid.starts(score, number)).unbind(1):
-            other = solver.refine(part, R, shift_px[rows], stages)
+            score = score - against.grid.energies(matrix)
+        starts = roma.unitquat_to_rotmat(against.grid.starts(score, number)).unbind(1)
+        found = [against.solver.refine(observed, R, shift_px, against.coarse) for R in starts]
+        order = torch.stack([other.cost for other in found]).argsort(0)  # (number, b)
+        stacked = [torch.stack(values) for values in zip(*(vars(f).values() for f in found), strict=True)]
+        image = torch.arange(len(observed.data), device=self.device)
+        return [Refined(*(values[place, image] for values in stacked)) for place in order]
+
+    def _unsure(
+        self, against: _Against, observed: Observed, best: Refined, matrix: Tensor, shift_px: Tensor
+    ) -> Refined:
+        """Compare the known start with others where the posterior is broad."""
+        gap = torch.linalg.eigvalsh(matrix)
+        rows = torch.nonzero(gap[:, 1] - gap[:, 0] < 2 / math.radians(SURE_DEG) ** 2)[:, 0]
+        if not len(rows):
+            return best
+        other = self._start_again(against, observed.rows(rows), shift_px[rows], matrix[rows], STARTS)[0]
+        known = best.rows(rows)
+        return best.replaced(rows, other.where(other.cost < known.cost, known))
+
+    def _rescued(
+        self, against: _Against, observed: Observed, result: Refined, usual: Tensor, shift_px: Tensor
+    ) -> Refined:
+        """Search everywhere for the poses of images that show too little of the particle where they are."""
+        rows = torch.nonzero(result.scale < DOUBTFUL * usual)[:, 0]
+        if not len(rows):
+            return result
+        part, best = observed.rows(rows), result.rows(rows)
+        for start in self._start_again(against, part, shift_px[rows], None, RESCUES)[:FINALISTS]:
+            other = against.solver.refine(part, start.R, start.shift_px, against.fine)
             best = other.where(other.cost < best.cost, best)
-        return known.replaced(rows, best)
+        return result.replaced(rows, best)
 
     def _found(
         self, result: Refined, observed: Observed, against: _Against, usual: Tensor, pixel_A: float

@@ -43,7 +43,7 @@ PIXELS_PER_BATCH = 2**21
 class MadeParticles:
     """Particles made from a map, with all that training needs of it.
 
-    settings : with the diameter filled in. shown : the map as bright and sharp as in the images.
+    settings : with the diameter filled in, and no label doubted: those of the images are exact. shown : the map as bright and sharp as in the images.
     """
 
     particles: ParticleSet
@@ -80,6 +80,7 @@ def make_particles(
         images = maker.images(made, validation_rows, advance)
         write_stack(stack, images, spectra.pixel_size_A, "float16")
     as_shown = replace(shown, volume=volume.cpu(), pixel_size_A=spectra.pixel_size_A)
+    settings = replace(settings, loss=replace(settings.loss, outliers=0.0))
     return MadeParticles(made, settings, as_shown)
 
 

@@ -11,9 +11,10 @@ import torch
 from cryoforum_plugin.confidence import calibration
 from cryoforum_plugin.confidence.basin import RIGHT_RADII, Basin, fit_basin
 from cryoforum_plugin.confidence.calibration import RawPrediction
-from cryoforum_plugin.confidence.labels import Judgement, errors, fit_and_judge
+from cryoforum_plugin.confidence.labels import Judgement, errors, estimate_wrong, fit_and_judge
 from cryoforum_plugin.confidence.outliers import fit_outliers
 from cryoforum_plugin.geometry import random_quaternions, symmetry_group
+from cryoforum_plugin.learning.batches import only_simulated
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import FloatArray, IntArray, Prediction
@@ -48,7 +49,7 @@ def calibrate(
 
     references : by half set, to refine against; that of refined poses is filled in too.
     What its calibration holds already is kept; "wrong_labels", the part of labels that training took for wrong,
-    lets implausible labels be left out.
+    lets implausible labels be left out. Where training saw simulated images only, that part is estimated here.
     """
     particles, rows = prepared.particles, spread_rows(prepared.validation_rows, MOST_PARTICLES)
     rotation = particles.require_rotation()[rows]
@@ -64,9 +65,12 @@ def calibrate(
     with progress("calibrating", steps, quiet) as advance:
         for views in VIEW_COUNTS:
             raw = Predictor(model, prepared.pipeline, precision, views).predict(rows, BATCH, advance)
+            if held_out is None and only_simulated(model.settings.training):
+                wrong = estimate_wrong(raw, rotation, group, wrong)
             shift_error_A = raw.shift_A.numpy() - known_shift_A
             factors, judged = fit_and_judge(raw, rotation, shift_error_A, group, wrong)
-            figures[str(views)] = _plain(factors) | _achieved(raw, judged, factors)
+            achieved = _achieved(raw, judged, factors) | {"wrong_labels": judged.weight}
+            figures[str(views)] = _plain(factors) | achieved
             percentiles[str(views)] = _percentiles(calibration.calibrated(raw, factors, np.zeros(len(rows))))
             held_out = raw.features if held_out is None else held_out
             if references and views == DEFAULT_VIEWS:
@@ -83,6 +87,7 @@ def calibrate(
         outliers=fit_outliers(training.features, held_out).state(),
         calibration=model.calibration
         | {
+            "wrong_labels": wrong,
             "target_deg": calibration.TARGET_DEG,
             "level": calibration.LEVEL,
             "validation_particles": len(rows),

@@ -15,19 +15,23 @@ import torch
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.reconstruction.write import write_map
+from cryoforum_plugin.refinement.reference_file import write_references
+from cryoforum_plugin.training.suspects import join_suspects
 
 _NAME = re.compile(r"half[12](_fold\d+)?|fold\d+")
 
 
 def join_members(directory: Path, calibrations: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Write log.txt, metrics.csv (means) and reference.mrc (the mean, to look at) of members; join their calibrations.
+    """Write what stands for the members together; return their calibrations joined.
 
+    That is log.txt, metrics.csv (means), reference.mrc (the mean, to look at) and suspect_labels.csv.
     calibrations : by member. Numbers become means, counts sums; each member's own are kept as "members".
     """
     folders = [directory / name for name in calibrations]
     with atomic_file(directory / "log.txt", overwrite=True) as temporary:
         temporary.write_text("".join(f"{f.name}\n{(f / 'log.txt').read_text()}" for f in folders))
     _join_metrics(directory, folders)
+    join_suspects(directory, folders)
     maps = []
     for folder in folders:
         with mrcfile.open(folder / "reference.mrc") as file:
@@ -40,7 +44,9 @@ def join_members(directory: Path, calibrations: dict[str, dict[str, Any]]) -> di
 
 
 def remove_members(directory: Path, names: Sequence[str]) -> None:
-    """Remove the members of an earlier training that are none of `names`."""
+    """Remove members of an earlier training that are none of `names`, and references of a single model beside members."""
+    if "" not in names:
+        write_references(directory, {})
     for folder in directory.iterdir():
         if folder.is_dir() and _NAME.fullmatch(folder.name) and folder.name not in names:
             shutil.rmtree(folder)

@@ -137,7 +137,7 @@ class _Run:
                 write_map(temporary, prepared.reference.volume, prepared.reference.pixel_size_A)
             write_references(directory, references)
             _log_errors(model)
-            write_suspects(directory, model, prepared, self.precision, self.quiet)
+            write_suspects(directory, model, prepared, member.rows, self.precision, self.quiet)
             for name in ("metrics.csv", "log.txt"):
                 with atomic_file(directory / name, overwrite=True) as temporary:
                     shutil.copyfile(directory / "checkpoint" / name, temporary)
@@ -268,7 +268,7 @@ def _fit(
     with progress("training", (epochs - trainer.epoch) * trainer.steps_per_epoch, quiet) as advance:
         weights = trainer.run(advance)
     network.load_state_dict(weights)
-    found: dict[str, Any] = {"wrong_labels": trainer.label_noise.weight}
+    found: dict[str, Any] = {"wrong_labels": trainer.wrong_labels}
     return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, found, {})
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cryoforum_plugin.confidence.calibration import RawPrediction
-from cryoforum_plugin.confidence.labels import fit_and_judge
+from cryoforum_plugin.confidence.labels import LEAST, estimate_wrong, fit_and_judge
 from cryoforum_plugin.geometry import random_quaternions
 from cryoforum_plugin.posterior import matrix_about, upper_from_matrix
 
@@ -52,3 +52,26 @@ def test_a_network_that_knows_nothing_accuses_no_label(claimed_rad: float) -> No
     raw, known, _ = made(0.1, claimed_rad, 1.0)
     _, judged = fit_and_judge(raw, known, np.ones((COUNT, 2)), C1, 0.02)
     assert judged.suspect.mean() < 0.01
+    assert judged.weight == 0 or not judged.suspect.any()
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("claimed_rad", [0.03, 0.3])
+def test_the_part_that_training_never_saw_is_estimated_up_to_a_half(claimed_rad: float, wrong: float) -> None:
+    raw, known, bad = made(0.1, claimed_rad, wrong)
+    assert estimate_wrong(raw, known, C1, 0.02) == pytest.approx(bad.mean(), abs=0.02)
+    assert estimate_wrong(raw, known, C1, 0.0) == 0
+
+
+def test_sharp_and_right_labels_leave_a_weight_that_says_they_were_judged() -> None:
+    raw, known, _ = made(1e-4, 1e-4, 0.0)
+    _, judged = fit_and_judge(raw, known, np.ones((COUNT, 2)), C1, 0.02)
+    assert judged.weight == LEAST
+
+
+def test_where_most_labels_would_be_left_out_the_weight_is_0() -> None:
+    """A network sure of itself about wholly wrong poses."""
+    raw, known, _ = made(0.1, 0.1, 0.7)
+    _, judged = fit_and_judge(raw, known, np.ones((COUNT, 2)), C1, 0.4)
+    assert judged.weight == 0
+    assert not judged.suspect.any()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import roma
 import torch
+from tiny_trainer import blob_trainer
 
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.geometry import random_quaternions, symmetry_group
 from cryoforum_plugin.learning.balance import LARGEST, view_density, view_weights, weighted_rows
+from cryoforum_plugin.learning.label_noise import LabelNoise
 from cryoforum_plugin.settings import preset, with_values
 
 C1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
@@ -63,7 +68,38 @@ def test_copies_and_views_from_behind_count_together(symmetry: str) -> None:
     assert (density / again).log().abs().mean() < 0.2
 
 
-def test_pairs_are_not_balanced() -> None:
-    values = {"training.branches": "siamese", "training.balance_views": 0.5}
+@pytest.mark.parametrize("other", [{"training.branches": "siamese"}, {"training.simulated": 1.0}])
+def test_pairs_and_simulated_images_are_not_balanced(other: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match="balance_views"):
-        with_values(preset("default"), values)
+        with_values(preset("default"), {"training.balance_views": 0.5} | other)
+
+
+def test_a_balanced_training_does_better_on_rare_views(tmp_path: Path) -> None:
+    poses, _ = preferred(400)
+    loss = {}
+    for power in (0.0, 1.0):
+        trainer = blob_trainer(
+            tmp_path / str(power), poses, 2, training__balance_views=power, training__simulated=0
+        )
+        drawn = torch.cat(trainer._rows())
+        rare = (roma.unitquat_to_rotmat(poses)[:, 2, 2].abs() < 0.7)[drawn].double().mean()
+        assert (rare > 0.15) == (power > 0)
+        trainer.checkpoint.mkdir(parents=True)
+        trainer.run(lambda steps, note: None)
+        loss[power] = trainer.metrics[-1].validation_loss  # of even views
+    assert loss[1.0] < loss[0.0] - 0.2
+
+
+def test_the_part_of_wrong_labels_is_that_of_the_particles_not_of_the_draws() -> None:
+    """All labels of rare views wrong: they are drawn ever so often, but they are few."""
+    poses, cosine = preferred(4000)
+    weight = view_weights(poses, C1, mirrored=True, power=1.0)
+    wrong = cosine.abs() < 0.7
+    noise = LabelNoise(0.02, SimpleNamespace(world_size=1))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(400):
+        rows = weighted_rows(weight, 64, generator)
+        nll = torch.where(wrong[rows], 40.0, -5.0).double()
+        noise(nll, torch.zeros(64, dtype=torch.bool), 1 / weight[rows])
+    assert wrong[weighted_rows(weight, 20_000, generator)].double().mean() > 3 * wrong.double().mean()
+    assert noise.weight == pytest.approx(float(wrong.double().mean()), rel=0.25)

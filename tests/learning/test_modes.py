@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
-from blobs import blob_positions, blob_volume
-from chain import TINY, cryoforum, succeed
+from blobs import blob_positions, blob_volume, positions_with
+from chain import TINY, cryoforum, quick_networks, succeed
 from scipy.spatial.transform import Rotation
 
 import cryoforum_plugin.prediction.run as run
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.calibration import ALTERNATIVE, Calibration, RawPrediction
 from cryoforum_plugin.confidence.labels import label_nll
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet, Prediction
@@ -26,24 +28,34 @@ NEAR_DEG = 20.0
 C1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).double()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_networks():
+        yield
+
+
+def write_map(path: Path, blobs: np.ndarray) -> None:
+    with mrcfile.new(path) as file:
+        file.set_data(blob_volume(blobs, 32).numpy())
+        file.voxel_size = 5.0
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Simulated particles of seven pairs of blobs, C2 but for one small blob more, and models of 1 and 2 modes."""
     folder = tmp_path_factory.mktemp("modes")
     half = blob_positions(7, 9.0)
     blobs = np.concatenate([half, half * [-1, -1, 1], [[4.0, 3.0, 2.0]]])
-    with mrcfile.new(folder / "map.mrc") as file:
-        file.set_data(blob_volume(blobs, 32).numpy())
-        file.voxel_size = 5.0
+    write_map(folder / "map.mrc", blobs)
     succeed(
-        "simulate", folder / "map.mrc", "-o", folder / "sim", "--count", 2000, "--snr", 0.5, "--quiet",
+        "simulate", folder / "map.mrc", "-o", folder / "sim", "--count", 2000, "--snr", 2, "--quiet",
         "--split", 0.75, 0.25,
     )  # fmt: skip
     for modes in (1, 2):
         setting = f"network.modes={modes}"
         succeed(
-            "train", folder / "sim" / "train.star", "-o", folder / f"{modes}", *TINY, "--epochs", 16,
-            "--set", setting, "--quiet",
+            "train", folder / "sim" / "train.star", "-o", folder / f"{modes}", *TINY, "--epochs", 9,
+            "--set", setting, "--set", "training.simulated=0.5", "--quiet",
         )  # fmt: skip
     return folder
 
@@ -105,3 +117,39 @@ def test_a_network_starts_only_from_one_with_as_many_modes(folder: Path, tmp_pat
     )  # fmt: skip
     assert result.exit_code == 1
     assert "network.modes" in result.output
+
+
+def test_modes_symmetry_and_wrong_labels_together(tmp_path: Path) -> None:
+    """D2 blobs, labels moved to random copies and a tenth of them wrong, two modes, all in one training."""
+    write_map(tmp_path / "map.mrc", positions_with("D2", 3))
+    succeed(
+        "simulate", tmp_path / "map.mrc", "-o", tmp_path / "sim", "--count", 800, "--snr", 2, "--quiet",
+        "--split", 0.75, 0.25,
+    )  # fmt: skip
+    particles = formats.read_particles(tmp_path / "sim" / "train.star")
+    rng = np.random.default_rng(2)
+    group = Rotation.from_quat(symmetry_group("D2"))
+    rotation = (group[rng.integers(4, size=600)] * Rotation.from_quat(particles.require_rotation())).as_quat()
+    rotation[:60] = Rotation.random(60, rng=rng).as_quat()
+    formats.write_particles(particles.with_poses(rotation, particles.shift_A), tmp_path / "wrong.star")
+    succeed(
+        "train", tmp_path / "wrong.star", "-o", tmp_path / "m", *TINY, "--epochs", 5, "--symmetry", "D2",
+        "--set", "network.modes=2", "--set", "training.simulated=0.25", "--quiet",
+    )  # fmt: skip
+    metrics = np.genfromtxt(tmp_path / "m" / "metrics.csv", delimiter=",", names=True)
+    assert metrics["validation_loss"].min() < metrics["validation_loss"][0] - 0.5
+    assert 0.04 < metrics["wrong_labels"][-1] < 0.16
+    test = tmp_path / "sim" / "test.star"
+    succeed("predict", tmp_path / "m", test, "-o", tmp_path / "p.star", "--quiet")
+    found, known = formats.read_particles(tmp_path / "p.star"), formats.read_particles(test)
+    assert found.prediction is not None
+    weight = found.prediction.alternative_weight
+    assert weight is not None
+    assert ((weight == 0) | ((weight > ALTERNATIVE) & (weight <= 0.5))).all()
+    angles = [
+        errors_deg(found.require_rotation(), (one * Rotation.from_quat(known.require_rotation())).as_quat())
+        for one in group
+    ]
+    error = np.min(angles, axis=0)
+    assert np.median(error) < 25  # chance is 60 modulo D2
+    assert 0.75 < (error <= found.prediction.credible_radius_90_deg).mean() < 0.99

@@ -226,6 +226,10 @@ def test_the_model_says_what_it_was_made_from(alone: Path) -> None:
     assert config["particles"] == {"training": 270, "validation": 30}
     calibration = json.loads((alone / "model" / "calibration.json").read_text())
     assert calibration["calibrated_on"] == "simulated images"
+    assert calibration["wrong_labels"] == 0  # the poses of images that were made are exact
+    assert calibration["views"]["1"]["implausible_labels"] == 0
+    assert not (alone / "model" / "suspect_labels.csv").exists()
+    assert "part of wrong poses" not in (alone / "model" / "log.txt").read_text()
     assert "calibrated on simulated images" in (alone / "model" / "log.txt").read_text()
     assert "signal to noise" in (alone / "model" / "log.txt").read_text()
 
