@@ -27,7 +27,11 @@ POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**23}  # Fourier points of a batch; eac
 LARGEST_BATCH = 1024
 REFERENCES_AT_ONCE = 4  # kept in memory; one of 160 px takes half a gigabyte
 SURE_DEG = 6.0  # posteriors narrower than this get one start
-STARTS, RESCUES, FINALISTS = 6, 16, 4  # of unsure particles; of doubtful ones, and how many are refined in full
+STARTS, RESCUES, FINALISTS = (
+    6,
+    16,
+    4,
+)  # of unsure particles; of doubtful ones, and how many are refined in full
 DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
 MARCH = 1.6  # from one stage to the next, in frequency
 COARSE_STEPS, LAST_STEPS = (3, 1), 3

@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mrcfile
 import numpy as np
-import torch
 
 from cryoforum_plugin.atomic import atomic_file
-from cryoforum_plugin.reconstruction.write import write_map
 from cryoforum_plugin.refinement.reference_file import write_references
 from cryoforum_plugin.training.suspects import join_suspects
 
@@ -24,7 +21,7 @@ _NAME = re.compile(r"half[12](_fold\d+)?|fold\d+")
 def join_members(directory: Path, calibrations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Write what stands for the members together; return their calibrations joined.
 
-    That is log.txt, metrics.csv (means), reference.mrc (the mean, to look at) and suspect_labels.csv.
+    That is log.txt, metrics.csv (means), reference.mrc (the first's, to look at) and suspect_labels.csv.
     calibrations : by member. Numbers become means, counts sums; each member's own are kept as "members".
     """
     folders = [directory / name for name in calibrations]
@@ -32,14 +29,11 @@ def join_members(directory: Path, calibrations: dict[str, dict[str, Any]]) -> di
         temporary.write_text("".join(f"{f.name}\n{(f / 'log.txt').read_text()}" for f in folders))
     _join_metrics(directory, folders)
     join_suspects(directory, folders)
-    maps = []
-    for folder in folders:
-        with mrcfile.open(folder / "reference.mrc") as file:
-            maps.append((np.array(file.data), float(file.voxel_size.x)))
-    same = [volume for volume, _ in maps if volume.shape == maps[0][0].shape]
     with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
-        write_map(temporary, torch.from_numpy(np.mean(same, axis=0)), maps[0][1])
+        shutil.copyfile(folders[0] / "reference.mrc", temporary)
     joined: dict[str, Any] = _mean(list(calibrations.values()))
+    if "refined" in joined:  # for all members alike, or one half map would be of refined poses, the other not
+        joined["refined"]["helps"] = all(known["refined"]["helps"] for known in calibrations.values())
     return joined | {"members": calibrations}
 
 
