@@ -4,7 +4,7 @@
 
 Small, from a user's commands, one training each: a network of 8 channels on molecules of blobs at 32 px, built here.
 labels: trained on poses a part of which is replaced by random ones. modes: on a molecule that is C2 but for one
-blob, and on one without symmetry. views: nine in ten views lie near one axis, tested on all. symmetry: maps of
+blob, and on one without symmetry. views: three views in four lie near one axis, tested on all. symmetry: maps of
 `CRYOFORUM_SHARED_DATA`, 300 particles each, with point groups that they have and others.
 """
 

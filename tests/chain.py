@@ -43,15 +43,11 @@ def succeed(*arguments: object) -> Result:
 
 
 @contextmanager
-def quick_networks(coarse: bool = True) -> Iterator[None]:
-    """Calibration for 1 and 2 views, nothing to refine against: half the time.
-
-    coarse : polar images are no finer than 32 px are.
-    """
+def quick_networks() -> Iterator[None]:
+    """Polar images as fine as 32 px need, calibration for 1 and 2 views, nothing to refine against: half the time."""
     with pytest.MonkeyPatch.context() as patch:
-        if coarse:
-            patch.setattr(Encoder, "RADII", 16)
-            patch.setattr(Encoder, "ANGLES", 64)
+        patch.setattr(Encoder, "RADII", 16)
+        patch.setattr(Encoder, "ANGLES", 64)
         patch.setattr("cryoforum_plugin.training.calibrate.VIEW_COUNTS", (1, 2))
         patch.setattr("cryoforum_plugin.training.train.refinement_references", lambda *arguments: {})
         yield

@@ -26,13 +26,13 @@ from cryoforum_plugin.report.html import render_html
 from cryoforum_plugin.training.suspects import FILE, join_suspects, judge_labels
 
 WRONG = 0.1
-OPTIONS = (*TINY, "--epochs", 8, "--set", "network.channels=6", "--quiet")
+OPTIONS = (*TINY, "--epochs", 12, "--quiet")
 ONLY_SIMULATED = "wrong-only-simulated"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
-    with quick_networks(coarse=False):
+    with quick_networks():
         yield
 
 
@@ -40,7 +40,7 @@ def _quick() -> Iterator[None]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Simulated particles, and wrong.star: the training table with 10 % of its poses replaced at random."""
     folder = tmp_path_factory.mktemp("labels")
-    simulate(folder, 1600, "--snr", 2)
+    simulate(folder, 1600, "--snr", 8)
     particles = formats.read_particles(folder / "sim" / "train.star")
     rng = np.random.default_rng(1)
     bad = rng.permutation(len(particles))[: round(WRONG * len(particles))]
@@ -49,9 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     formats.write_particles(particles.with_poses(rotation, particles.shift_A), folder / "sim" / "wrong.star")
     np.save(folder / "bad.npy", np.isin(np.arange(len(particles)), bad))
     for name, outliers, simulated in (
-        ("train-0.02", 0.02, 0.25),
-        ("wrong-0.02", 0.02, 0.25),
-        ("wrong-0", 0, 0.25),
+        ("train-0.02", 0.02, 0),
+        ("wrong-0.02", 0.02, 0),
+        ("wrong-0", 0, 0),
         (ONLY_SIMULATED, 0.02, 1),
     ):
         table = folder / "sim" / f"{name.partition('-')[0]}.star"
