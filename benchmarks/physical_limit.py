@@ -6,8 +6,8 @@
 5,000 simulated particles (uniform views over the copies of the point group, shifts up to 3 px, defocus
 1.0-2.5 um at 300 kV, white noise at the given SNR, the variance ratio over the full box) split 50/17/33 into
 training, validation and test; t20s_real has measured views, shifts and CTFs, and real ice (ice_noise.py). The
-test third is predicted by the network alone, refined against the model's own reference, and refined against
-the true map. Every step is a `cryoforum` command in a process of its own. Beside the errors: the Cramér-Rao
+test third is predicted by the network alone, refined against the model's own references (that of each half set, and
+that of both), and refined against the true map. Every step is a `cryoforum` command in a process of its own. Beside the errors: the Cramér-Rao
 bound at the full box with map and noise known (cramer_rao.py), and the maps from predicted and true poses.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import starfile
 import torch
 from common import (
     COUNT,
@@ -74,7 +75,10 @@ PROTOCOLS = {
 }
 VARIANTS = {
     "network": ["--no-refine"],
-    "own_reference": ["--refine"],
+    "own_reference": ["--refine"],  # each half set against the map of its own half of the training particles
+    "whole_reference": [
+        "--refine"
+    ],  # against the map of all training particles: from a table without half sets
     "true_map": ["--reference", "true_map.mrc"],
 }
 
@@ -133,9 +137,13 @@ def errors(work: Path, table: str, symmetry: str) -> np.ndarray[Any, np.dtype[np
 def predict(work: Path, name: str, protocol: Protocol, extra: Sequence[object]) -> dict[str, Any]:
     """Predict the test third and evaluate; return the figures, with p99_rad and the time."""
     table, options = f"{name}.star", ["--overwrite", "--quiet"]
-    step = run(
-        work, "predict", "model", "sim/test.star", "-o", table, "--json", f"{name}_run.json", *options, *extra
-    )
+    source = "sim/test.star"
+    if name == "whole_reference":
+        source = "sim/no_half_sets.star"
+        tables = starfile.read(work / "sim/test.star")
+        tables["particles"] = tables["particles"].drop(columns="rlnRandomSubset")
+        starfile.write(tables, work / source)
+    step = run(work, "predict", "model", source, "-o", table, "--json", f"{name}_run.json", *options, *extra)
     run(
         work, "evaluate", table, "sim/test.star", "--symmetry", protocol.symmetry, "--json", f"{name}.json",
         *options,
@@ -160,13 +168,16 @@ def measure(protocol: Protocol, options: argparse.Namespace, work: Path) -> dict
     write_map(work / "true_map.mrc", volume, pixel_A)
     epochs = [] if options.epochs is None else ["--epochs", options.epochs]
     fraction = round(VALIDATION / (TRAINING + VALIDATION), 4)
-    steps["train"] = run(
-        work, "train", "sim/train.star", "-o", "model", "--symmetry", protocol.symmetry, "--preset", options.preset,
-        "--validation-fraction", fraction, "--overwrite", *epochs,
-    )  # fmt: skip
+    if options.keep_model:
+        steps["train"] = "the model that was in the work folder"
+    else:
+        steps["train"] = run(
+            work, "train", "sim/train.star", "-o", "model", "--symmetry", protocol.symmetry, "--preset",
+            options.preset, "--validation-fraction", fraction, "--overwrite", *epochs,
+        )  # fmt: skip
     result: dict[str, Any] = {"steps": steps}
     for name, extra in VARIANTS.items():
-        result[name] = predict(work, name, protocol, [] if options.stub_refine else extra)
+        result[name] = predict(work, name, protocol, extra)
     result["maps"] = compare_maps(work, protocol.symmetry, "own_reference.star")
     return result
 
@@ -186,7 +197,7 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=COUNT, help=argparse.SUPPRESS)  # for smoke tests
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--stub-refine", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--keep-model", action="store_true", help="predict with WORK_DIR/model, do not train")
     options = parser.parse_args()
     protocol = PROTOCOLS[options.protocol]
     if not protocol.map.exists():

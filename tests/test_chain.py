@@ -243,6 +243,7 @@ def test_symmetry_and_other_options_train(chain: Path, tmp_path: Path) -> None:
     succeed(
         "train", chain / "sim" / "train.star", "-o", tmp_path / "d2", "--quiet", *TINY, "--epochs", 1, "--symmetry", "D2",
         "--set", "training.simulated=0", "--set", "images.ctf=multiply", "--image-size", 24,
+        "--set", "training.check_symmetry=false",
     )  # fmt: skip
     model = load_model(tmp_path / "d2", torch.device("cpu"))
     assert (model.settings.symmetry, model.box.size_px) == ("D2", 24)

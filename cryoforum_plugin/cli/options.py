@@ -105,7 +105,7 @@ refinement_options = options(
     click.option(
         "--refine/--no-refine",
         default=None,
-        help="Refine the predicted poses against a reference  [default: where the model has one]",
+        help="Refine the predicted poses against a reference  [default: where the model has one that helps]",
     ),
     click.option(
         "--reference",

@@ -74,7 +74,7 @@ def predict_particles(
     chosen, seen = assign(model, particles, pipeline.reader)
     refined = refines(model, particles, options.refine, options.reference)
     places, parts = [], []
-    with progress("predicting", len(particles) * (1 + refined), options.quiet) as advance:
+    with progress("predicting", len(particles), options.quiet) as advance:
         for number, member in enumerate(model.alone):
             rows = np.flatnonzero(chosen == number)
             if not len(rows):
@@ -103,7 +103,10 @@ def _predict(
     symmetry, outliers = model.settings.symmetry, OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches
     batch_size = options.batch_size or (64 if predictor.pipeline.device.type == "cpu" else 512)
-    raw = predictor.predict(rows, batch_size, advance)
+    # a particle is done when it is refined
+    raw = predictor.predict(
+        rows, batch_size, advance if refining is None else lambda count, note: advance(0, note)
+    )
     score = outliers.score(raw.features)
     if refining is None:
         return calibrated(raw, factors, score, symmetry=symmetry)

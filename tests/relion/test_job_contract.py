@@ -180,8 +180,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0
-    (line,) = err.splitlines()
-    assert "train longer" in line  # two epochs of a tiny network
+    assert err == ""  # a tiny network, but its poses are refined
     (folder / "out.txt").write_text(out, newline="")
     return folder
 
