@@ -22,6 +22,7 @@ from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.images.working import WorkingBox
 from cryoforum_plugin.particles import ParticleSet
+from cryoforum_plugin.particles.concatenation import concatenate
 from cryoforum_plugin.posterior import (
     credible_radius,
     matrix_about,
@@ -174,3 +175,34 @@ def test_noise_is_measured_beside_the_particle(tmp_path: Path) -> None:
     power = mean_noise_power(images, radius_px=20)
     assert power[1:].min() > 0.8 * 9 * 64**2
     assert power[1:].max() < 1.2 * 9 * 64**2
+
+
+def test_two_pixel_sizes_in_one_table(tmp_path: Path) -> None:
+    """The same particle at 5 and 4.6 A a pixel: each is refined at its own sampling, with the same usual contrast."""
+    parts = []
+    for number, size_A in enumerate((5.0, 4.6)):
+        volume = torch.as_tensor(blob_volume(blob_positions()))
+        if size_A != PIXEL_A:
+            volume = functional.interpolate(
+                volume[None, None], scale_factor=PIXEL_A / size_A, mode="trilinear", align_corners=False
+            )[0, 0]
+            volume = volume[: 2 * (len(volume) // 2), : 2 * (len(volume) // 2), : 2 * (len(volume) // 2)]
+            middle = len(volume) // 2
+            volume = volume[middle - 16 : middle + 16, middle - 16 : middle + 16, middle - 16 : middle + 16]
+        settings = SimulationSettings(count=150, snr=0.5, seed=number + 1)
+        simulator = Simulator(volume, size_A, settings)
+        write_simulation(simulator, draw_particles(settings, size_A, 32), tmp_path / f"{number}")
+        parts.append(
+            formats.read_particles(tmp_path / f"{number}" / "particles.star", tmp_path / f"{number}")
+        )
+    both = concatenate(parts)
+    first = np.arange(150)
+    references = rebuild(pipeline(both), first, "C1", DIAMETER_A, lambda steps, note: None)
+    rows = np.arange(100, 300)
+    raw = network_answers(both, rows)
+    found = Refiner(pipeline(both), {0: references[0]}, DIAMETER_A).refine(rows, raw, lambda n, note: None)
+    error = errors(found, both, rows)
+    for part in (slice(0, 50), slice(50, 200)):
+        assert float(error[part].median()) < 0.5 * float(errors(raw, both, rows)[part].median())
+        assert found.contrast is not None
+        assert 0.7 < float(found.contrast[part].median()) < 1.4
