@@ -139,7 +139,7 @@ def predict(work: Path, name: str, protocol: Protocol, extra: Sequence[object]) 
     table, options = f"{name}.star", ["--overwrite", "--quiet"]
     source = "sim/test.star"
     if name == "whole_reference":
-        source = "sim/no_half_sets.star"
+        source = "no_half_sets.star"
         tables = starfile.read(work / "sim/test.star")
         tables["particles"] = tables["particles"].drop(columns="rlnRandomSubset")
         starfile.write(tables, work / source)
