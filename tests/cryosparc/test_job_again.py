@@ -242,9 +242,16 @@ def during(operation: str, action: Callable[[], None]) -> Callable[[Any], None]:
     ],
 )
 def test_no_signal_leaves_a_job_running(
-    cryosparc_server: fixtures.Server, model: Path, operation: str, number: signal.Signals
+    cryosparc_server: fixtures.Server,
+    model: Path,
+    operation: str,
+    number: signal.Signals,
+    request: pytest.FixtureRequest,
 ) -> None:
     source = add_job(cryosparc_server)
+    if signal.getsignal(number) is signal.SIG_IGN:  # the tests run under nohup, which jobs respect
+        signal.signal(number, signal.SIG_DFL)
+        request.addfinalizer(lambda: signal.signal(number, signal.SIG_IGN))
     if operation == "jobs.mark_failed":  # a second Ctrl-C while the first one is dealt with
         first = during("jobs.save_output", lambda: os.kill(os.getpid(), signal.SIGINT))
         cryosparc_server.faults.append(first)
