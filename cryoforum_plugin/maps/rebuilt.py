@@ -14,6 +14,7 @@ from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.pipeline import ImagePipeline, remaining_transfer
 from cryoforum_plugin.particles import IntArray, ParticleSet
+from cryoforum_plugin.particles.half_sets import dealt_half_sets
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.reconstruction.backproject import BackProjector
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A, wiener_regularisation
@@ -108,7 +109,7 @@ def _halves(particles: ParticleSet) -> IntArray:
     """0 or 1 for each row: the host's half sets where both are there, else by particle, copies together."""
     if set(np.unique(particles.half_set)) == {1, 2}:
         return particles.half_set - 1
-    return np.unique(particles.origin, return_inverse=True)[1].reshape(-1) % 2
+    return dealt_half_sets(particles) - 1
 
 
 def estimate_diameter_A(reference: Reference) -> float | None:

@@ -21,6 +21,7 @@ from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileErr
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
+from cryoforum_plugin.maps.given import SIMULATED_IMAGES
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import IntArray, ParticleSet, Prediction
@@ -41,8 +42,8 @@ class PredictOptions:
     """Choices of one prediction run.
 
     batch_size : None = what is fastest on the device. contrast : None = as the model was trained. refine :
-    whether poses are refined, None = where there is a reference and it helped held-out particles. reference : map to refine against, None =
-    the model's own.
+    whether poses are refined, None = where there is a reference and it helped held-out particles. reference :
+    map to refine against, None = the model's own.
     """
 
     views: int = DEFAULT_VIEWS
@@ -68,7 +69,7 @@ def predict_particles(
     pipeline = _pipeline(model, particles, device, options)
     if (options.contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
-    if model.calibration.get("calibrated_on") == "simulated images":
+    if model.calibration.get("calibrated_on") == SIMULATED_IMAGES:
         LOG.warning("this model's widths were calibrated on simulated images; on real ones confidence and expected "
                     "error are as good as the simulation")  # fmt: skip
     chosen, seen = assign(model, particles, pipeline.reader)

@@ -6,6 +6,7 @@ import numpy as np
 
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.particles import IntArray, ParticleSet
+from cryoforum_plugin.particles.half_sets import dealt_half_sets
 
 
 def half_set_rows(particles: ParticleSet) -> tuple[tuple[IntArray, IntArray], str | None]:
@@ -19,7 +20,7 @@ def half_set_rows(particles: ParticleSet) -> tuple[tuple[IntArray, IntArray], st
     half = particles.half_set
     note = None
     if not half.any():
-        half = np.unique(particles.origin, return_inverse=True)[1].reshape(-1) % 2 + 1
+        half = dealt_half_sets(particles)
         note = f"{particles.source}: no half sets (rlnRandomSubset or alignments3D/split); split alternately"
     elif (half == 0).any():
         raise ParticleFileError(

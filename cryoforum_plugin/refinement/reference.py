@@ -31,9 +31,9 @@ class ReferenceMap:
 
     volume : `(n, n, n)` zyx float32, filtered by its own signal-to-noise ratio. belief : `(n // 2 + 1,)`
     part of each shell's power that is signal, 1 for a map without noise, 0 beyond its resolution.
-    absolute : whether its grey values are those of normalised images, of noise with `noise_density` `(n // 2 + 1,)` (see
-    ImageSource). average, fsc : of a map that was rebuilt from
-    particles, the same without filter, and the FSC of its halves; None otherwise.
+    absolute : whether its grey values are those of normalised images, of noise with `noise_density`
+    `(n // 2 + 1,)` (see ImageSource). average, fsc : of a map that was rebuilt from particles, the same without
+    filter, and the FSC of its halves; None otherwise.
     """
 
     volume: Tensor

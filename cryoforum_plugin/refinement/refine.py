@@ -21,21 +21,17 @@ from cryoforum_plugin.refinement.observing import ImageSource
 from cryoforum_plugin.refinement.reference import ReferenceMap
 from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
-from cryoforum_plugin.refinement.solver import Observed, Refined, Solver
+from cryoforum_plugin.refinement.solver import Observed, Refined, Solver, Stages
 
 POINTS_AT_ONCE = {"cpu": 2**18, "cuda": 2**23}  # Fourier points of a batch; each needs about 300 bytes
 LARGEST_BATCH = 1024
 REFERENCES_AT_ONCE = 4  # kept in memory; one of 160 px takes half a gigabyte
 SURE_DEG = 6.0  # posteriors narrower than this get one start
-STARTS, RESCUES, FINALISTS = (
-    6,
-    16,
-    4,
-)  # of unsure particles; of doubtful ones, and how many are refined in full
+STARTS = 6  # of unsure particles
+RESCUES, FINALISTS = 16, 4  # starts of doubtful ones, and how many of them are refined in full
 DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
 MARCH = 1.6  # from one stage to the next, in frequency
 COARSE_STEPS, LAST_STEPS = (3, 1), 3
-Stages = tuple[tuple[float, int], ...]
 
 
 @dataclass(frozen=True)

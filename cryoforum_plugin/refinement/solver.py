@@ -12,7 +12,7 @@ from torch import Tensor
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 
 # Parts of the highest frequency, and steps at each: low frequencies first, where the minimum is wide.
-STAGES = ((0.35, 3), (0.55, 2), (0.8, 2), (1.0, 4))
+Stages = tuple[tuple[float, int], ...]
 FIRST_DAMPING, HIGHEST_DAMPING = 1e-2, 1e6
 LARGEST_TURN_RAD = 0.3
 SCALE_RANGE = (0.25, 4.0)
@@ -86,9 +86,7 @@ class Solver:
         self.slicer, self.points = slicer, slicer.points
 
     @torch.no_grad()
-    def refine(
-        self, observed: Observed, R: Tensor, shift_px: Tensor, stages: tuple[tuple[float, int], ...] = STAGES
-    ) -> Refined:
+    def refine(self, observed: Observed, R: Tensor, shift_px: Tensor, stages: Stages) -> Refined:
         """Refine poses R `(b, 3, 3)`, shift_px `(b, 2)` from where they stand.
 
         A step is kept only where it lowers the residual, so that none ends worse than it began, in the last

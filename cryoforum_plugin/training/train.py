@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,27 +106,37 @@ class _Run:
     quiet: bool
 
     def train(
-        self, member: Member, particles: ParticleSet, directory: Path, init_from: Path | None, resume: bool
+        self,
+        member: Member,
+        particles: ParticleSet,
+        directory: Path,
+        init_from: Path | None,
+        resume: bool,
+        begin: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """Train the model of `member` into `directory`; return its calibration, {} in all but the first process."""
+        """Train the model of `member` into `directory`; return its calibration, {} in all but the first process.
+
+        begin : called once the particles are checked, before anything is written.
+        """
         fabric, settings, shown, particles = self.fabric, self.settings, self.shown, particles[member.rows]
         identity = self.identity | {"member": member.name}
         torch.manual_seed(settings.training.seed)
         with held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
             LOG.info("%s", self.note)
-            initial = None if init_from is None else _initial_weights(init_from, settings)
+            initial = None if init_from is None else _initial(init_from, settings)
             if shown is not None and shown.alone:
                 made = make_particles(particles, shown, settings, Path(cache), fabric.device, self.quiet)
                 particles, settings, shown = made.particles, made.settings, made.shown
             prepared = prepare(particles, settings, Path(cache), fabric.device, self.quiet, shown)
             if fabric.is_global_zero:
+                begin()
                 start_run(directory, identity, resume)
                 open_log(handler, directory / "checkpoint" / "log.txt")
             fabric.barrier()
             model = _fit(prepared, directory, fabric, initial, resume, self.quiet)
             if not fabric.is_global_zero:
                 return {}
-            seen = [_seen(prepared, shown), *([] if init_from is None else [load_model(init_from, CPU).seen])]
+            seen = [_seen(prepared, shown), *([] if initial is None else [initial.seen])]
             model = replace(model, half_set=member.half_set, seen=torch.cat(seen).unique())
             references = refinement_references(prepared, shown, self.quiet)
             model = calibrate(model, prepared, references, self.precision, self.quiet)
@@ -155,24 +165,18 @@ def _train_members(
     resume: bool,
 ) -> dict[str, Any]:
     """Train a model for each half set and fold into a folder each, then what stands for all of them."""
-    zero = run.fabric.is_global_zero
-    if zero:
-        start_run(directory, run.identity | {"members": [member.name for member in members]}, resume)
-    calibrations = {}
-    for member in members:
+    starts = [None if init_from is None else _start_of(init_from, member) for member in members]
+    identity = run.identity | {"members": [member.name for member in members]}
+    calibrations: dict[str, dict[str, Any]] = {}
+    for member, start in zip(members, starts, strict=True):
         folder = directory / member.name
-        start = None if init_from is None else _start_of(init_from, member)
         going_on = resume and (folder / "checkpoint").is_dir()
-        calibrations[member.name] = run.train(member, particles, folder, start, going_on)
-    if not zero:
+        begin = (lambda: None) if calibrations else (lambda: start_run(directory, identity, resume))
+        calibrations[member.name] = run.train(member, particles, folder, start, going_on, begin)
+    if not run.fabric.is_global_zero:
         return {}
     calibration = join_members(directory, calibrations)
-    provenance = {
-        "settings": flatten(run.settings),
-        "inputs": [
-            {"name": str(p), "sha256": s} for p, s in zip(run.inputs, run.identity["inputs"], strict=True)
-        ],
-    }
+    provenance = {"settings": flatten(run.settings)} | _origin(run.identity, run.inputs)
     save_members(
         directory, list(calibrations), calibration, provenance | simulated_from(run.shown, run.inputs)
     )
@@ -210,11 +214,12 @@ def _start_of(init_from: Path, member: Member) -> Path:
 
     Raises ModelError where there are only such of the other half set.
     """
-    for known in load_model(init_from, CPU).members:
+    model = load_model(init_from, CPU)
+    for known in model.members:
         assert known.directory is not None
         if known.directory.name == member.name or (member.half_set and known.half_set == member.half_set):
             return known.directory
-    if load_model(init_from, CPU).half_set not in (0, member.half_set):
+    if model.half_set not in (0, member.half_set):
         raise ModelError(
             f"{init_from} learned from the other half set than {member.name}: the half maps would not be independent; "
             "start from a model of both, or of the same half sets"
@@ -222,8 +227,8 @@ def _start_of(init_from: Path, member: Member) -> Path:
     return init_from
 
 
-def _initial_weights(init_from: Path, settings: Settings) -> dict[str, torch.Tensor]:
-    """Weights of another model's network. Raises ModelError when that network is built otherwise."""
+def _initial(init_from: Path, settings: Settings) -> Model:
+    """Read the model to start from. Raises ModelError when its network is built otherwise."""
     model = load_model(init_from, CPU)
     other = model.settings.network
     for name, value in asdict(settings.network).items():
@@ -236,21 +241,21 @@ def _initial_weights(init_from: Path, settings: Settings) -> dict[str, torch.Ten
         before, now = getattr(model.settings.images, name), getattr(settings.images, name)
         if before != now:
             LOG.warning("%s was trained with images.%s %s, this run has %s", init_from, name, before, now)
-    return model.network.state_dict()
+    return model
 
 
 def _fit(
     prepared: Prepared,
     directory: Path,
     fabric: Fabric,
-    initial: dict[str, torch.Tensor] | None,
+    initial: Model | None,
     resume: bool,
     quiet: bool,
 ) -> Model:
     settings = prepared.settings
     network = build_network(settings, prepared.pipeline.box.size_px)
     if initial is not None:
-        network.load_state_dict(initial)
+        network.load_state_dict(initial.network.state_dict())
     rotation = torch.from_numpy(prepared.particles.require_rotation()[prepared.validation_rows]).float()
     epochs = settings.training.epochs or default_epochs(len(prepared.training_rows), settings.training)
     settings = replace(settings, training=replace(settings.training, epochs=epochs))
@@ -272,7 +277,8 @@ def _fit(
     return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, found, {})
 
 
-def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
+def _origin(identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
+    """What a training was made of and with."""
     return {
         "versions": {
             "cryoforum": __version__,
@@ -283,6 +289,11 @@ def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[P
         "init_from": identity["init_from"],
         "processes": identity["processes"],
         "precision": identity["precision"],
+    }
+
+
+def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
+    return _origin(identity, inputs) | {
         "particles": {"training": len(prepared.training_rows), "validation": len(prepared.validation_rows)},
         "pixel_size_A": float(prepared.particles.pixel_size_A.mean()),
         "reference_resolution_A": prepared.reference.resolution_A,

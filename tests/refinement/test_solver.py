@@ -18,6 +18,7 @@ from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 from cryoforum_plugin.refinement.solver import Refined, Solver, whiten
 
 PIXEL_A, SIZE = 5.0, 32
+STAGES = ((0.35, 3), (0.55, 2), (0.8, 2), (1.0, 4))  # parts of the highest frequency, steps at each
 
 
 def volume() -> Tensor:
@@ -102,7 +103,7 @@ class Simulated:
 
 def test_the_solver_reaches_the_limit_of_the_noise() -> None:
     data = Simulated(200, snr=1.0)
-    found = data.solver.refine(data.observed, data.start, data.start_px)
+    found = data.solver.refine(data.observed, data.start, data.start_px, STAGES)
     at_truth = data.solver.refine(data.observed, data.R, data.shift_px, ((1.0, 0),))
     covariance = torch.linalg.inv(at_truth.information.double())
     root = torch.linalg.cholesky(covariance[:, :3, :3])
@@ -132,12 +133,12 @@ def test_no_pose_ends_worse_than_it_began() -> None:
 def test_the_contrast_is_found_within_limits() -> None:
     data = Simulated(50, snr=1.0)
     fainter = replace(data.observed, data=data.observed.data * 0.6)
-    found = data.solver.refine(fainter, data.R, data.shift_px)
+    found = data.solver.refine(fainter, data.R, data.shift_px, STAGES)
     assert 0.55 < float(found.scale.median()) < 0.65
     tiny = replace(data.observed, data=data.observed.data * 1e-3)
     free = replace(tiny, usual=None)
-    assert 0.9e-3 < float(data.solver.refine(free, data.R, data.shift_px).scale.median()) < 1.1e-3
-    assert float(data.solver.refine(tiny, data.R, data.shift_px).scale.max()) == 0.25
+    assert 0.9e-3 < float(data.solver.refine(free, data.R, data.shift_px, STAGES).scale.median()) < 1.1e-3
+    assert float(data.solver.refine(tiny, data.R, data.shift_px, STAGES).scale.max()) == 0.25
 
 
 def test_rows_are_chosen() -> None:
