@@ -60,3 +60,11 @@ def test_a_folder_of_two_trainings_is_refused(folder: Path) -> None:
     result = cryoforum("predict", folder / "halves", folder / "sim" / "test.star", "-o", folder / "x.star")
     assert result.exit_code == 1
     assert "another training" in result.stderr
+
+
+def test_nothing_is_written_for_half_sets_that_are_refused(folder: Path) -> None:
+    train = ("train", folder / "sim" / "train.star", "-o", folder / "d2", "--half-sets", "--symmetry", "D2")
+    result = cryoforum(*train, *QUICK)
+    assert result.exit_code == 1
+    assert "D2 does not fit" in result.stderr
+    assert not (folder / "d2").exists()
