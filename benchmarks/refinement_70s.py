@@ -22,7 +22,7 @@ from common import COUNT, MAP, RESULTS, command_line, machine, run, write_result
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import angular_distance
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader

@@ -1,24 +1,24 @@
-"""Making the posterior mean what it says: one width, fitted on particles the network did not see."""
+"""Making the posterior mean what it says: widths and a law of errors, fitted on particles the network did not see."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import least_squares
 from scipy.stats.mstats import hdquantiles
 from torch import Tensor
 
+from cryoforum_plugin.confidence.alternatives import best_alternative
 from cryoforum_plugin.confidence.basin import Basin
-from cryoforum_plugin.geometry import (
-    angular_distance_to_group,
-    reduce_to_asymmetric_unit,
-    symmetry_group,
-)
+from cryoforum_plugin.confidence.radial import RadialLaw, fit_radial_law
+from cryoforum_plugin.confidence.raw import RawPrediction
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.particles import FloatArray, Prediction
 from cryoforum_plugin.posterior import (
     credible_radius,
@@ -32,67 +32,76 @@ from cryoforum_plugin.posterior import (
 from cryoforum_plugin.posterior.sampling import summarise_mixture
 
 TARGET_DEG = 5.0  # the confidence is the probability of an error below this
-LEVEL = 0.9
+LEVEL = 0.9  # of the ball that the width is fitted at, and that the Bingham numbers of a table have
+LEVELS = (0.5, 0.9, 0.95)  # of the balls whose radii are reported
 HIGHEST_LEVEL = 0.995  # of a ball that still lies in the right basin
-LARGEST_LOG_FACTOR = 14.0
-ALTERNATIVE = 0.1  # weight above which a further hypothesis is reported
-ALTERNATIVE_DEG = 10.0  # nearer ones are the same
+LARGEST_FACTOR = 1e6
+ROUNDS = 50
+SLOPE_SD, LARGEST_STRETCH = 0.3, 3.0  # prior of the slope about 1; of a radius by it
 
 LOG = logging.getLogger("cryoforum")
 
 
 @dataclass(frozen=True)
-class RawPrediction:
-    """Network answers before calibration; rows that could not be read are NaN.
-
-    bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
-    modes : `(n, k, 10)`, log_weight : `(n, k)`, of a network with k > 1 hypotheses, the heaviest, which is
-    `bingham`, first; None with one. Of refined poses: contrast `(n,)` relative to the usual one, gain `(n,)` log
-    likelihood over no particle.
-    """
-
-    bingham: Tensor
-    shift_A: Tensor
-    shift_sd_A: Tensor
-    features: Tensor
-    unusable: Tensor
-    modes: Tensor | None = None
-    log_weight: Tensor | None = None
-    contrast: Tensor | None = None
-    gain: Tensor | None = None
-
-    def __getitem__(self, rows: Any) -> RawPrediction:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen: dict[str, Any] = {k: None if v is None else v[rows] for k, v in values.items()}
-        return RawPrediction(**chosen)
-
-
-@dataclass(frozen=True)
 class Calibration:
-    """Factors that turn the network's numbers for one number of views into calibrated ones.
+    """What turns the network's numbers, of one number of views or of refined poses, into calibrated ones.
 
-    width : multiplies A, so that the LEVEL credible ball holds that part of the particles.
-    shift : multiplies the s.d. of the shift. weights : power of the weights of several modes. basin : of refined
-    poses, tells which ended in a wrong basin.
+    width : multiplies A, so that the LEVEL credible ball holds that part of the particles. slope, pivot : radii grow as
+    the `slope` power of what A says, about log radius (rad) `pivot`. shift : multiplies the s.d. of the shift.
+    law : of errors in units of the LEVEL radius; None = that of the Bingham distribution itself, as with several modes.
+    weights : power of the weights of several modes. basin : of refined poses, tells which ended in a wrong basin.
     """
 
     width: float
     shift: float
     weights: float = 1.0
     basin: Basin | None = None
+    slope: float = 1.0
+    pivot: float = 0.0
+    law: RadialLaw | None = None
 
     @classmethod
     def of(cls, figures: Mapping[str, Any]) -> Calibration:
         """Factors of one number of views, or of refined poses, as calibration.json holds them."""
-        basin = Basin(**figures["basin"]) if figures.get("basin") else None
-        return cls(figures["width"], figures["shift"], figures.get("weights", 1.0), basin)
+        return cls(
+            figures["width"],
+            figures["shift"],
+            figures.get("weights", 1.0),
+            Basin(**figures["basin"]) if figures.get("basin") else None,
+            figures.get("slope", 1.0),
+            figures.get("pivot", 0.0),
+            RadialLaw(**figures["law"]) if figures.get("law") else None,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers for calibration.json, all but the basin."""
+        plain = {name: getattr(self, name) for name in ("width", "shift", "weights", "slope", "pivot")}
+        return plain | ({} if self.law is None else {"law": self.law.state()})
+
+    def widened(self, bingham: Tensor) -> Tensor:
+        """Calibrated A `(n, 10)`, float64."""
+        bingham = bingham.double() * self.width
+        if self.slope == 1:
+            return bingham
+        return bingham * stretched(bingham / self.width, self.slope, self.pivot)[:, None]
+
+
+def stretched(bingham: Tensor, slope: float, pivot: float) -> Tensor:
+    """Factor `(n,)` of A `(n, 10)` that gives its radius r the radius exp(pivot) (r / exp(pivot)) ** slope."""
+    offset = credible_radius(bingham, LEVEL).clamp(min=1e-6).log() - pivot
+    reach = math.log(LARGEST_STRETCH)
+    stretch: Tensor = (-2 * ((slope - 1) * offset).clamp(-reach, reach)).exp()
+    return stretch
 
 
 def radii(raw: RawPrediction, calibration: Calibration, level: float) -> FloatArray:
     """Radius `(n,)` rad of the ball about the mode that holds `level` of the calibrated posterior."""
-    if raw.modes is None or raw.log_weight is None:
-        return credible_radius(raw.bingham * calibration.width, level).numpy()
-    return summarise_mixture(*scaled(raw.modes, raw.log_weight, calibration), 0.0, level)[:, 2].numpy()
+    if raw.modes is not None and raw.log_weight is not None:
+        return summarise_mixture(*scaled(raw.modes, raw.log_weight, calibration), 0.0, level)[:, 2].numpy()
+    bingham = calibration.widened(raw.bingham)
+    if calibration.law is None:
+        return credible_radius(bingham, level).numpy()
+    return np.minimum(credible_radius(bingham, LEVEL).numpy() * calibration.law.quantile(level), math.pi)
 
 
 def scaled(modes: Tensor, log_weight: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
@@ -103,26 +112,50 @@ def scaled(modes: Tensor, log_weight: Tensor, calibration: Calibration) -> tuple
 def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> float:
     """Factor of A `(n, 10)` with which the `level` credible ball holds `level` of the errors `(n,)`.
 
-    Solves for the factor at which the `level` quantile (Harrell-Davis) of error / radius is 1.
+    That is the factor at which the `level` quantile (Harrell-Davis) of error / radius is 1: of sharp posteriors the
+    inverse square of that quantile, of broad ones found by repeating that.
     """
-
-    def excess(log_factor: float) -> float:
-        radius = credible_radius(bingham * math.exp(log_factor), level).numpy()
-        return float(hdquantiles(error_rad / radius, prob=[level])[0]) - 1.0
-
-    low, high = -LARGEST_LOG_FACTOR, LARGEST_LOG_FACTOR
-    for _ in range(26):
-        middle = (low + high) / 2
-        low, high = (low, middle) if excess(middle) > 0 else (middle, high)
-    if abs(low + high) / 2 > LARGEST_LOG_FACTOR - 0.01:
+    width = 1.0
+    for _ in range(ROUNDS):
+        radius = credible_radius(bingham * width, level).numpy()
+        ratio = float(hdquantiles(error_rad / radius, prob=[level])[0])
+        width = float(np.clip(width / max(ratio, 1e-6) ** 2, 1 / LARGEST_FACTOR, LARGEST_FACTOR))
+        if abs(ratio - 1) < 1e-4 or width in (1 / LARGEST_FACTOR, LARGEST_FACTOR):
+            break
+    if width in (1 / LARGEST_FACTOR, LARGEST_FACTOR):
         LOG.warning("the posterior could not be calibrated: errors and widths do not fit together")
-    return math.exp((low + high) / 2)
+    return width
+
+
+def fit_slope(bingham: Tensor, error_rad: FloatArray) -> tuple[float, float]:
+    """Slope of log error `(n,)` on log radius of A `(n, 10)`, and the log radius that it is taken about.
+
+    A robust regression that begins at 1, which is where a network with well scaled widths stays; few particles, or
+    radii that are all alike, move it little.
+    """
+    radius = credible_radius(bingham, LEVEL).clamp(min=1e-6).log().numpy()
+    pivot = float(np.median(radius))
+    x, y = radius - pivot, np.log(np.maximum(error_rad, 1e-6)) - radius
+    spread = max(float(np.median(np.abs(y - np.median(y)))) / 0.6745, 1e-3)
+
+    def residuals(p: FloatArray) -> FloatArray:
+        return np.append((y - p[1] - p[0] * x) / spread, p[0] / SLOPE_SD)
+
+    start = np.array([0.0, np.median(y)])
+    found = least_squares(residuals, start, loss="soft_l1", max_nfev=50)
+    return 1.0 + float(np.clip(found.x[0], -0.9, 2.0)), pivot
 
 
 def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) -> Calibration:
-    """Fit both factors on held-out rows: errors `(n,)` rad of the mode, shift errors `(n, 2)` Å."""
+    """Fit on held-out rows of one mode: errors `(n,)` rad, shift errors `(n, 2)` Å."""
     ratio = np.square(shift_error_A) / np.square(raw.shift_sd_A.double().numpy())[:, None]
-    return Calibration(fit_width(raw.bingham, error_rad), float(np.sqrt(ratio.mean())))
+    slope, pivot = fit_slope(raw.bingham, error_rad)
+    bingham = raw.bingham.double() * stretched(raw.bingham, slope, pivot)[:, None]
+    width = fit_width(bingham, error_rad)
+    law = fit_radial_law(error_rad / credible_radius(bingham * width, LEVEL).numpy())
+    reach = float(law.quantile(LEVEL))  # a little above 1, for the number of particles is finite
+    shift = float(np.sqrt(ratio.mean()))
+    return Calibration(width / reach**2, shift, slope=slope, pivot=pivot, law=law.scaled(1 / reach))
 
 
 def with_widths(raw: RawPrediction, calibration: Calibration) -> RawPrediction:
@@ -130,33 +163,64 @@ def with_widths(raw: RawPrediction, calibration: Calibration) -> RawPrediction:
     modes, log_weight = raw.modes, raw.log_weight
     if modes is not None and log_weight is not None:
         modes, log_weight = scaled(modes, log_weight, calibration)
+    usable = ~raw.unusable
+    bingham = raw.bingham.double().clone()
+    bingham[usable] = calibration.widened(bingham[usable])
     return replace(
-        raw,
-        bingham=raw.bingham * calibration.width,
-        shift_sd_A=raw.shift_sd_A * calibration.shift,
-        modes=modes,
-        log_weight=log_weight,
+        raw, bingham=bingham, shift_sd_A=raw.shift_sd_A * calibration.shift, modes=modes, log_weight=log_weight
     )
 
 
-def _with_basin(raw: RawPrediction, basin: Basin, summary: Tensor, safe: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Summary:
+    """Of each particle: confidence `(n,)`, mean error `(n,)` rad, radii `(n, 3)` rad at LEVELS."""
+
+    confidence: FloatArray
+    expected_rad: FloatArray
+    radius_rad: FloatArray
+
+
+def _summary(bingham: Tensor, law: RadialLaw | None) -> _Summary:
+    """Of one mode: errors follow the law, in units of the LEVEL radius of A `(n, 10)`."""
+    target = math.radians(TARGET_DEG)
+    if law is None:
+        known = summarise(bingham, target, LEVEL).numpy()
+        balls = [credible_radius(bingham, level).numpy() for level in LEVELS]
+        return _Summary(known[:, 0], known[:, 1], np.stack(balls, axis=1))
+    radius = credible_radius(bingham, LEVEL).numpy()
+    balls = radius[:, None] * law.quantile(np.array(LEVELS))
+    return _Summary(law.probability(target / radius), law.mean(radius), np.minimum(balls, math.pi))
+
+
+def _of_several(modes: Tensor, log_weight: Tensor) -> _Summary:
+    """Of several modes, the heaviest first."""
+    known = [summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), level).numpy() for level in LEVELS]
+    return _Summary(known[0][:, 0], known[0][:, 1], np.stack([k[:, 2] for k in known], axis=1))
+
+
+def _with_basin(raw: RawPrediction, calibration: Calibration, summary: _Summary, bingham: Tensor) -> _Summary:
     """Count in that a refined pose may be in a wrong basin, where any rotation is as likely.
 
-    summary : `(n, 3)` and safe : `(n, 10)` of the right basin. Return both of the mixture.
+    summary, bingham `(n, 10)` : of the right basin.
     """
+    basin, law = calibration.basin, calibration.law
+    assert basin is not None
     assert raw.contrast is not None
     assert raw.gain is not None
-    right = torch.from_numpy(basin.probability(raw.contrast.numpy(), raw.gain.numpy())).nan_to_num(nan=1.0)
-    confidence = right * summary[:, 0]
-    expected = right * summary[:, 1] + (1 - right) * math.radians(basin.wrong_deg)
-    inside = credible_radius(safe, (LEVEL / right).clamp(max=HIGHEST_LEVEL))
+    right = np.nan_to_num(basin.probability(raw.contrast.numpy(), raw.gain.numpy()), nan=1.0)
+    expected = right * summary.expected_rad + (1 - right) * math.radians(basin.wrong_deg)
+    levels = np.array(LEVELS)[None, :] / right[:, None]
+    if law is None:
+        inside = [credible_radius(bingham, torch.from_numpy(at.clip(max=HIGHEST_LEVEL))) for at in levels.T]
+        radius = np.stack([r.numpy() for r in inside], axis=1)
+    else:
+        radius = credible_radius(bingham, LEVEL).numpy()[:, None] * law.quantile(levels.clip(max=HIGHEST_LEVEL))
     # beyond the right basin: P(angle < a) = (a - sin a) / pi of uniform rotations
-    angle = torch.linspace(0, math.pi, 721, dtype=torch.float64)
-    spread = ((LEVEL - right) / (1 - right).clamp(min=1e-9)).clamp(0, 1)
-    place = torch.searchsorted((angle - angle.sin()) / math.pi, spread).clamp(max=len(angle) - 1)
-    radius = torch.where(LEVEL / right < HIGHEST_LEVEL, inside, torch.maximum(inside, angle[place]))
-    wider = (summary[:, 2] / radius.clamp(min=1e-9)).square().clamp(max=1)
-    return torch.stack([confidence, expected, radius], 1), safe * wider[:, None]
+    angle = np.linspace(0, math.pi, 721)
+    rest = ((np.array(LEVELS) - right[:, None]) / (1 - right).clip(1e-9)[:, None]).clip(0, 1)
+    outside = np.maximum(radius, np.interp(rest, (angle - np.sin(angle)) / math.pi, angle))
+    radius = np.where(levels < HIGHEST_LEVEL, radius, outside)
+    return _Summary(right * summary.confidence, expected, np.minimum(radius, math.pi))
 
 
 def calibrated(
@@ -174,75 +238,45 @@ def calibrated(
     orientation and Bingham numbers are moved together into RELION's asymmetric unit of this group.
     """
     usable = ~raw.unusable
-    bingham = raw.bingham.double() * calibration.width
-    safe = torch.where(usable[:, None], bingham, torch.zeros_like(bingham))
+    safe = torch.where(usable[:, None], raw.bingham.double(), torch.zeros(10, dtype=torch.float64))
+    safe = torch.where(usable[:, None], calibration.widened(safe), safe)
     if len(symmetry_group(symmetry)) > 1:
         safe = upper_from_matrix(reduce_bingham(matrix_from_upper(safe), symmetry))
     rotation = mode(matrix_from_upper(safe))
     other, other_weight = rotation, torch.zeros(len(rotation), dtype=torch.float64)
     if raw.modes is None or raw.log_weight is None:
-        summary = summarise(safe, math.radians(TARGET_DEG), LEVEL)
+        summary = _summary(safe, calibration.law)
     else:
         modes, log_weight = scaled(raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0), calibration)
-        summary = summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), LEVEL)
+        summary = _of_several(modes, log_weight)
         other, other_weight = best_alternative(modes, log_weight, symmetry)
     if calibration.basin is not None:
-        summary, safe = _with_basin(raw, calibration.basin, summary, safe)
+        summary = _with_basin(raw, calibration, summary, safe)
+        inside = credible_radius(safe, LEVEL).numpy()
+        wider = np.square(inside / summary.radius_rad[:, LEVELS.index(LEVEL)].clip(1e-9)).clip(max=1)
+        safe = safe * torch.from_numpy(wider)[:, None]
     g = gaps(matrix_from_upper(safe if network is None else network.double().nan_to_num()))
+    good = usable.numpy()
 
-    def column(values: Tensor) -> FloatArray:
-        blank = usable.view(-1, *[1] * (values.ndim - 1))
-        return torch.where(blank, values.double(), torch.nan).numpy()
+    def column(values: Tensor | FloatArray) -> FloatArray:
+        values = values.double().numpy() if isinstance(values, Tensor) else values
+        return np.where(good.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
 
+    half, ninety, most = np.degrees(summary.radius_rad).T
     return Prediction(
-        confidence=column(summary[:, 0]),
+        confidence=column(summary.confidence),
         rotation=column(rotation),
         shift_A=column(raw.shift_A),
-        expected_error_deg=column(torch.rad2deg(summary[:, 1])),
+        expected_error_deg=column(np.degrees(summary.expected_rad)),
         # mean length of a vector with two normal components of this s.d.
         expected_shift_error_A=column(raw.shift_sd_A * calibration.shift * math.sqrt(math.pi / 2)),
-        credible_radius_90_deg=column(torch.rad2deg(summary[:, 2])),
+        credible_radius_50_deg=column(half),
+        credible_radius_90_deg=column(ninety),
+        credible_radius_95_deg=column(most),
         lambda_max=column(-g[:, 0]),
         trace=column(-g.sum(1)),
         bingham=column(safe),
-        outlier_score=np.where(usable.numpy(), outlier_score, np.nan),
+        outlier_score=column(outlier_score),
         alternative_rotation=None if raw.modes is None else column(other),
         alternative_weight=None if raw.modes is None else column(other_weight),
     )
-
-
-def with_alternatives(found: Prediction, network: RawPrediction, symmetry: str) -> Prediction:
-    """Add to refined poses the best hypothesis of the network that is another, where it has several."""
-    if network.modes is None or network.log_weight is None or found.rotation is None:
-        return found
-    chosen = torch.from_numpy(np.nan_to_num(found.rotation, nan=0.5))
-    modes, log_weight = network.modes.nan_to_num(0.0), network.log_weight.nan_to_num(0.0)
-    other, weight = best_alternative(modes, log_weight, symmetry, chosen)
-    bad = network.unusable.numpy()
-    return replace(
-        found,
-        alternative_rotation=np.where(bad[:, None], np.nan, other.numpy()),
-        alternative_weight=np.where(bad, np.nan, weight.numpy()),
-    )
-
-
-def best_alternative(
-    modes: Tensor, log_weight: Tensor, symmetry: str = "C1", chosen: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Rotation `(n, 4)` and weight `(n,)` of the heaviest mode that is another than the first, or than `chosen` `(n, 4)`.
-
-    modes : `(n, k, 10)`, the heaviest first; log_weight : `(n, k)`. Modes lighter than ALTERNATIVE, or nearer than
-    ALTERNATIVE_DEG to the first or its symmetry copies, are none: then the first mode's rotation, and weight 0.
-    """
-    rotation = mode(matrix_from_upper(modes))
-    group = torch.from_numpy(symmetry_group(symmetry))
-    first = rotation[:, :1] if chosen is None else chosen.to(rotation).unsqueeze(1)
-    first = first.expand_as(rotation)
-    apart = angular_distance_to_group(rotation, first, group) > math.radians(ALTERNATIVE_DEG)
-    weight = torch.where(apart, log_weight.exp(), 0.0)
-    weight = torch.where(weight > ALTERNATIVE, weight, 0.0)
-    heaviest, place = weight.max(dim=1)
-    place = torch.where(heaviest > 0, place, 0)
-    other = rotation[torch.arange(len(rotation)), place]
-    other = torch.where(heaviest[:, None] > 0, other, first[:, 0])
-    return reduce_to_asymmetric_unit(other, symmetry), heaviest

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from cryoforum_plugin.confidence.calibration import (
     Calibration,
-    RawPrediction,
     calibrated,
     fit,
     scaled,
 )
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import angular_distance_to_group
 from cryoforum_plugin.particles import FloatArray
 from cryoforum_plugin.posterior import matrix_from_upper, mode, negative_log_likelihood
@@ -66,7 +66,7 @@ def label_nll(raw: RawPrediction, calibration: Calibration, rotation: FloatArray
         part, label = raw[slice(start, start + _ROWS_AT_ONCE)], torch.from_numpy(rotation)
         label = label[start : start + _ROWS_AT_ONCE]
         if part.modes is None or part.log_weight is None:
-            matrix = matrix_from_upper(part.bingham.double() * calibration.width)
+            matrix = matrix_from_upper(calibration.widened(part.bingham))
             parts.append(negative_log_likelihood(matrix, label, group))
         else:
             modes, log_weight = scaled(part.modes, part.log_weight, calibration)

@@ -41,7 +41,8 @@ class Prediction:
     rotation : `(n, 4)` XYZW quaternions, image frame to volume frame.
     shift_A : `(n, 2)` x, y; translating the image content by +shift centres the particle.
     confidence : `(n,)` in [0, 1], calibrated probability that the angular error is below the target.
-    expected_error_deg, credible_radius_90_deg, expected_shift_error_A : `(n,)`.
+    expected_error_deg, expected_shift_error_A : `(n,)`. credible_radius_50_deg, _90_deg, _95_deg : `(n,)` of the balls
+        about the pose that hold the true one with that probability.
     lambda_max, trace : `(n,)` paper statistics (6) and (7), negative, more negative = more certain.
     bingham : `(n, 10)` upper triangle, row by row, of the calibrated 4x4 matrix A; p(q) ~ exp(-q'Aq).
     outlier_score : `(n,)` in [0, 1], higher = less like the training particles.
@@ -55,7 +56,9 @@ class Prediction:
     shift_A: FloatArray | None = None
     expected_error_deg: FloatArray | None = None
     expected_shift_error_A: FloatArray | None = None
+    credible_radius_50_deg: FloatArray | None = None
     credible_radius_90_deg: FloatArray | None = None
+    credible_radius_95_deg: FloatArray | None = None
     lambda_max: FloatArray | None = None
     trace: FloatArray | None = None
     bingham: FloatArray | None = None

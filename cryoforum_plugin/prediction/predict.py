@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
 from cryoforum_plugin.images.working import finish

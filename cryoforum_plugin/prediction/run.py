@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from cryoforum_plugin.confidence.alternatives import with_alternatives
 from cryoforum_plugin.confidence.calibration import (
     Calibration,
     calibrated,
-    with_alternatives,
     with_widths,
 )
 from cryoforum_plugin.confidence.outliers import OutlierModel

@@ -12,11 +12,12 @@ import roma
 import torch
 from torch import Tensor
 
-from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
+from cryoforum_plugin.refinement.agreement import NAMES, agreement
 from cryoforum_plugin.refinement.observing import ImageSource
 from cryoforum_plugin.refinement.reference import ReferenceMap
 from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
@@ -39,7 +40,8 @@ class _Against:
     """A reference as images of one pixel size meet it.
 
     error : `(shells,)` mean |error|^2 of its slices. usual : usual contrast of each optics group, None where the
-    map's grey values are not those of images. compared : how many points contrast and gain are told from.
+    map's grey values are not those of images. compared : how many points contrast and gain are told from. bands : how many lie in
+    the coarse band, in that and the middle one, in all.
     coarse, fine : stages of a first and of a full refinement.
     """
 
@@ -47,6 +49,7 @@ class _Against:
     error: Tensor
     usual: dict[int, float] | None
     compared: int
+    bands: tuple[int, int, int]
     grid: GridSearch
     coarse: Stages
     fine: Stages
@@ -101,6 +104,7 @@ class Refiner:
             "shift_sd_A": raw.shift_sd_A.clone(),
             "contrast": torch.full((len(rows),), torch.nan, dtype=torch.double),
             "gain": torch.full((len(rows),), torch.nan, dtype=torch.double),
+            "match": torch.full((len(rows), len(NAMES)), torch.nan, dtype=torch.double),
         }
         usable = ~raw.unusable.numpy()
         for key, chosen in self._groups(rows):
@@ -233,12 +237,16 @@ class Refiner:
         precision = torch.linalg.inv(covariance[:, :3, :3])
         q = roma.rotmat_to_unitquat(result.R).double()
         contrast, gain = against.solver.fit(observed, result.R, result.shift_px, against.compared)
+        match = agreement(
+            against.solver.slicer, observed, result.R, result.shift_px, usual, against.bands
+        )
         return {
             "bingham": upper_from_matrix(matrix_about(q, precision)),
             "shift_A": result.shift_px.double() * pixel_A,
             "shift_sd_A": covariance[:, 3:, 3:].diagonal(dim1=1, dim2=2).mean(1).sqrt() * pixel_A,
             "contrast": contrast / usual,
             "gain": gain,
+            "match": match,
         }
 
     def _met(self, key: Key) -> _Against:
@@ -264,7 +272,9 @@ class Refiner:
         grid = GridSearch(solver, self.symmetry, wavelength_A, side_A)
         stages = march(side_A / wavelength_A, float(points.radius[-1]))
         compared = max(points.count(side_A / self.compared_A), min(16, len(points.k)))
-        return _Against(solver, error, self._usual(reference, size_A), compared, grid, *stages)
+        coarse = min(grid.count, compared)
+        bands = (coarse, math.isqrt(coarse * compared), compared)
+        return _Against(solver, error, self._usual(reference, size_A), compared, bands, grid, *stages)
 
     def _usual(self, reference: ReferenceMap, size_A: float) -> dict[int, float] | None:
         """Usual contrast of each optics group.

@@ -10,7 +10,7 @@ import torch
 
 from cryoforum_plugin.confidence import calibration
 from cryoforum_plugin.confidence.basin import RIGHT_RADII, Basin, fit_basin
-from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.labels import Judgement, errors, estimate_wrong, fit_and_judge
 from cryoforum_plugin.confidence.outliers import fit_outliers
 from cryoforum_plugin.geometry import random_quaternions, symmetry_group

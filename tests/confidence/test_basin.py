@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cryoforum_plugin.confidence.basin import Basin, fit_basin
-from cryoforum_plugin.confidence.calibration import Calibration, RawPrediction, calibrated
+from cryoforum_plugin.confidence.calibration import Calibration, calibrated
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.posterior import credible_radius, matrix_about, upper_from_matrix
 
 RIGHT, WRONG = (1.0, 0.08, 600.0), (0.5, 0.1, 150.0)  # contrast and its s.d., gain

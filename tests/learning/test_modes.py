@@ -16,7 +16,9 @@ from scipy.spatial.transform import Rotation
 
 import cryoforum_plugin.prediction.run as run
 from cryoforum_plugin import formats
-from cryoforum_plugin.confidence.calibration import ALTERNATIVE, Calibration, RawPrediction
+from cryoforum_plugin.confidence.alternatives import ALTERNATIVE
+from cryoforum_plugin.confidence.calibration import Calibration
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.labels import label_nll
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.network.device import choose_device

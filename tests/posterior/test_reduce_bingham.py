@@ -7,7 +7,8 @@ import pytest
 import roma
 import torch
 
-from cryoforum_plugin.confidence.calibration import Calibration, RawPrediction, calibrated
+from cryoforum_plugin.confidence.calibration import Calibration, calibrated
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import (
     angular_distance,
     angular_distance_to_group,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.confidence.calibration import RawPrediction
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import angular_distance
 from cryoforum_plugin.images.noise import mean_noise_power
 from cryoforum_plugin.images.pipeline import ImagePipeline

@@ -15,7 +15,8 @@ from chain import TINY, succeed
 from particle_tables import make_particles, make_prediction
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.confidence.calibration import RawPrediction, fit
+from cryoforum_plugin.confidence.calibration import fit
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.evaluation import evaluate
 from cryoforum_plugin.confidence.labels import errors
 from cryoforum_plugin.geometry import (
