@@ -63,10 +63,14 @@ class SliceSource:
     weighting: SliceWeights
 
     def back_project(
-        self, rows: IntArray, device: torch.device | str, progress: Callable[[int], None] | None
+        self,
+        rows: IntArray,
+        device: torch.device | str,
+        progress: Callable[[int], None] | None,
+        into: BackProjector | None = None,
     ) -> tuple[BackProjector, int]:
-        """Insert the particles `rows`; also return how many could be used."""
-        projector = BackProjector(self.box_px, device, self.settings.padding)
+        """Insert the particles `rows`, into what is there if `into` is given; also return how many could be used."""
+        projector = BackProjector(self.box_px, device, self.settings.padding) if into is None else into
         rotation = torch.from_numpy(self.particles.require_rotation())
         step = max(1, PIXELS_PER_BATCH // self.even_px**2)
         count = 0
