@@ -8,22 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cryoforum_plugin.confidence.columns import column
 from cryoforum_plugin.confidence.pose_quality import pose_uncertainty
-from cryoforum_plugin.errors import ParticleFileError, SettingsError
-from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet, Prediction
+from cryoforum_plugin.errors import SettingsError
+from cryoforum_plugin.particles import IntArray, ParticleSet, Prediction
 
 Mask = NDArray[np.bool_]
 
 STATISTICS = ("lambda_max", "trace")
-LABELS = {
-    "confidence": "rlnParticleFigureOfMerit",
-    "expected_error_deg": "rlnAccuracyRotations",
-    "outlier_score": "cryoforumOutlierScore",
-    "lambda_max": "cryoforumLambdaMax",
-    "trace": "cryoforumTrace",
-    "credible_radius_90_deg": "cryoforumCredibleRadius90",
-    "bingham": "cryoforumBingham1 to 10",
-}
 
 
 @dataclass(frozen=True)
@@ -105,27 +97,6 @@ def single_masks(
     return masks
 
 
-def column(particles: ParticleSet, prediction: Prediction, name: str) -> FloatArray:
-    """One field of the prediction; raises ParticleFileError when the table lacks it, or it is not a number."""
-    values: FloatArray | None = getattr(prediction, name)
-    if values is None:
-        raise ParticleFileError(
-            f"{particles.source}: no column {LABELS[name]}; write the prediction again with `cryoforum predict`"
-        )
-    check_finite(particles, name, values)
-    return values
-
-
-def check_finite(particles: ParticleSet, name: str, values: FloatArray) -> None:
-    """Raise ParticleFileError with the first row in which a column holds no number."""
-    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-    if len(bad):
-        raise ParticleFileError(
-            f"{particles.source}: {LABELS[name]} is not a number in {len(bad)} of {len(values)} rows, row "
-            f"{bad[0] + 1} first; write the prediction again with `cryoforum predict`, or remove those rows"
-        )
-
-
 def _statistic_mask(particles: ParticleSet, prediction: Prediction, criteria: Criteria) -> tuple[Mask, str]:
     """Keep what lies below a quantile of a paper statistic (negative, more negative = more certain)."""
     name = criteria.statistic or ""
@@ -166,9 +137,6 @@ def at_most_wrong(
     allows. Raises ParticleFileError where the table does not tell those, SettingsError where none is sure enough.
     """
     fraction, angle_deg = target
-    for name in ("bingham", "credible_radius_90_deg"):
-        if getattr(prediction, name) is not None:
-            column(particles, prediction, name)
     wrong = 1 - pose_uncertainty(prediction[keep], particles.source).probability_below(angle_deg)
     order: IntArray = np.argsort(wrong, kind="stable")
     mean = np.cumsum(wrong[order]) / np.arange(1, len(wrong) + 1)
