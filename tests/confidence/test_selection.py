@@ -13,9 +13,10 @@ from scipy.stats import chi
 
 from cryoforum_plugin.confidence.auto import by_confidence
 from cryoforum_plugin.confidence.balance import count_half_sets
-from cryoforum_plugin.confidence.criteria import best_fraction, parse_target
+from cryoforum_plugin.confidence.criteria import best_fraction
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
 from cryoforum_plugin.confidence.selection import Criteria, select_particles
+from cryoforum_plugin.confidence.target import parse_target
 from cryoforum_plugin.confidence.view_coverage import view_coverage
 from cryoforum_plugin.errors import ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.particles import Prediction
