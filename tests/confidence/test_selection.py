@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
+from scipy.stats import chi
 
+from cryoforum_plugin.confidence.auto import by_confidence
+from cryoforum_plugin.confidence.balance import count_half_sets
+from cryoforum_plugin.confidence.criteria import best_fraction
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
-from cryoforum_plugin.confidence.selection import (
-    Criteria,
-    automatic,
-    best_fraction,
-    count_half_sets,
-    select_particles,
-)
+from cryoforum_plugin.confidence.selection import Criteria, select_particles
+from cryoforum_plugin.confidence.target import parse_target
+from cryoforum_plugin.confidence.view_coverage import view_coverage
 from cryoforum_plugin.errors import ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.particles import Prediction
 
@@ -60,8 +61,8 @@ def test_half_sets_are_balanced_by_dropping_the_least_confident(make_particles) 
     half = np.where(np.arange(N) < 30, 1, 2)  # the confident ones are all in the first
     particles = make_particles(N, spread_prediction(), half_set=half)
     selection = select_particles(particles, Criteria(keep_fraction=1.0, balance_halves=True))
-    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(10), *range(30, 40)])
-    assert "dropped to balance the half sets: 20" in selection.explanation
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(11), *range(30, 40)])
+    assert "dropped to balance the half sets: 19" in selection.explanation
     alone = select_particles(
         make_particles(N, spread_prediction(), half_set=np.ones(N, dtype=np.int64)),
         Criteria(keep_fraction=1.0, balance_halves=True),
@@ -84,20 +85,20 @@ def test_ties_are_broken_by_error_then_row() -> None:
 
 
 def test_automatic_keeps_everything_that_is_equally_good() -> None:
-    keep, line = automatic(np.full(N, 0.2), np.zeros(N, dtype=np.int64))
+    keep, line = by_confidence(np.full(N, 0.2), np.zeros(N, dtype=np.int64))
     assert keep.all()
     assert "0.2" in line
 
 
 def test_automatic_leaves_out_junk() -> None:
     confidence = np.array([0.9] * 30 + [0.0] * 10)
-    keep, _ = automatic(confidence, np.tile([1, 2], N // 2))
+    keep, _ = by_confidence(confidence, np.tile([1, 2], N // 2))
     np.testing.assert_array_equal(keep, confidence > 0)
 
 
 def test_automatic_maximises_its_target(make_particles) -> None:
     confidence = np.random.default_rng(3).beta(0.4, 0.6, 500)
-    keep, _ = automatic(confidence, np.zeros(500, dtype=np.int64))
+    keep, _ = by_confidence(confidence, np.zeros(500, dtype=np.int64))
 
     def clarity(mask: np.ndarray) -> float:
         return float(confidence[mask].sum() / np.sqrt(mask.sum()))
@@ -109,7 +110,7 @@ def test_automatic_maximises_its_target(make_particles) -> None:
 
 def test_automatic_keeps_a_tenth_of_each_half_set() -> None:
     half_set = np.repeat([1, 2], 20)
-    keep, line = automatic(np.where(half_set == 1, 0.9, 0.01), half_set)
+    keep, line = by_confidence(np.where(half_set == 1, 0.9, 0.01), half_set)
     assert keep[half_set == 1].all()
     assert keep[half_set == 2].sum() == 2
     assert "topped up" in line
@@ -117,7 +118,7 @@ def test_automatic_keeps_a_tenth_of_each_half_set() -> None:
 
 def test_automatic_refuses_a_set_without_any_confidence() -> None:
     with pytest.raises(SettingsError, match="no particle has a confidence above 0"):
-        automatic(np.zeros(5), np.zeros(5, dtype=np.int64))
+        by_confidence(np.zeros(5), np.zeros(5, dtype=np.int64))
 
 
 def test_a_half_set_is_never_emptied(make_particles) -> None:
@@ -188,3 +189,95 @@ def test_a_statistic_that_is_the_same_everywhere_is_refused(make_particles) -> N
     constant = replace(spread_prediction(), trace=-700.0 + rounding)
     with pytest.raises(SettingsError, match="one uncertainty for all images"):
         select_particles(make_particles(N, constant), Criteria(statistic="trace"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5%:10", (0.05, 10.0)), ("0.05:10", (0.05, 10.0)), (" 2.5 % : 3.5 ", (0.025, 3.5))]
+)
+def test_target_is_read(text: str, value: tuple[float, float]) -> None:
+    assert parse_target(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["5:10", "5%", "0%:10", "5%:0", "5%:200", "a%:b", "100%:5", "1.2.3%:5"])
+def test_a_target_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no target"):
+        parse_target(text)
+
+
+def uncertain(sd_deg: np.ndarray) -> Prediction:
+    """Isotropic normal errors of these s.d. about each axis."""
+    return Prediction(chi.cdf(5 / sd_deg, 3), credible_radius_90_deg=chi.ppf(0.9, 3) * sd_deg)
+
+
+def test_target_keeps_as_many_as_the_expected_errors_allow(make_particles) -> None:
+    sd_deg = np.linspace(1, 12, N)
+    particles = make_particles(N, uncertain(sd_deg))
+    selection = select_particles(particles, Criteria(target=(0.05, 10.0)))
+    kept = int(selection.keep.sum())
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), np.arange(kept))
+    rng = np.random.default_rng(1)
+    wrong = (np.linalg.norm(sd_deg[:, None, None] * rng.standard_normal((N, 20000, 3)), axis=2) > 10).mean(
+        axis=1
+    )
+    assert wrong[:kept].mean() < 0.053
+    assert wrong[: kept + 2].mean() > 0.05
+    with pytest.raises(SettingsError, match="even the surest particle"):
+        select_particles(make_particles(N, uncertain(sd_deg + 20)), Criteria(target=(0.05, 10.0)))
+    with pytest.raises(ParticleFileError, match="cryoforumCredibleRadius90"):
+        select_particles(make_particles(N, spread_prediction()), Criteria(target=(0.05, 10.0)))
+
+
+def test_target_looks_only_at_what_the_others_leave(make_particles) -> None:
+    """The surest are outliers: without them, fewer uncertain ones can be carried."""
+    sd_deg = np.linspace(1, 12, N)
+    prediction = replace(uncertain(sd_deg), outlier_score=np.where(np.arange(N) < 5, 0.99, 0.1))
+    particles = make_particles(N, prediction)
+    alone = select_particles(particles, Criteria(target=(0.05, 10.0))).keep
+    both = select_particles(particles, Criteria(target=(0.05, 10.0), max_outlier=0.9)).keep
+    assert not both[:5].any()
+    assert both.sum() < alone[5:].sum()
+
+
+def test_outliers_are_left_out(make_particles) -> None:
+    particles = make_particles(N, replace(spread_prediction(), outlier_score=np.linspace(0, 1, N)))
+    keep = select_particles(particles, Criteria(max_outlier=0.5)).keep
+    np.testing.assert_array_equal(np.flatnonzero(keep), np.arange(20))
+    with pytest.raises(ParticleFileError, match="no column cryoforumOutlierScore"):
+        select_particles(make_particles(N, spread_prediction()), Criteria(max_outlier=0.5))
+
+
+def test_numbers_that_are_none_are_refused(make_particles) -> None:
+    prediction = spread_prediction()
+    prediction.confidence[4] = np.nan
+    with pytest.raises(
+        ParticleFileError, match="rlnParticleFigureOfMerit is not a number in 1 of 40 rows, row 5 first"
+    ):
+        select_particles(make_particles(N, prediction), Criteria(keep_fraction=0.5))
+
+
+def test_rare_views_are_filled_with_their_best_and_junk_is_not(make_particles) -> None:
+    """3000 sure top views, 1000 unsure side views and 1000 side views of junk."""
+    rng = np.random.default_rng(1)
+    n = 5000
+    tilt = np.concatenate([np.degrees(np.arccos(rng.uniform(0.8, 1, 3000))), rng.uniform(75, 105, 2000)])
+    turns = rng.uniform(0, 360, (2, n))
+    rotation = Rotation.from_euler("ZYZ", np.stack([turns[0], tilt, turns[1]], 1), degrees=True).as_quat()
+    confidence = np.concatenate(
+        [rng.uniform(0.7, 1, 3000), rng.uniform(0.4, 0.6, 1000), rng.uniform(0, 0.05, 1000)]
+    )
+    particles = make_particles(n, Prediction(confidence), rotation=rotation)
+    plain = select_particles(particles, Criteria(min_confidence=0.8))
+    filled = select_particles(particles, Criteria(min_confidence=0.8, balance_views=True))
+    assert not plain.keep[3000:].any()
+    assert plain.views == {}
+    assert (filled.keep >= plain.keep).all()
+    assert not filled.keep[4000:].any()
+    share = plain.keep.sum() / 4000
+    assert filled.keep[3000:4000].mean() == pytest.approx(share, abs=0.06)
+    # of each view the best: those left out are no surer than most of those taken
+    side = confidence[3000:4000]
+    assert np.median(side[filled.keep[3000:4000]]) > np.median(side[~filled.keep[3000:4000]]) + 0.05
+    without = view_coverage(rotation[plain.keep]).scf
+    assert filled.views["after"] > 2 * without
+    assert filled.views["before"] == pytest.approx(view_coverage(rotation).scf)
+    assert filled.figures()["view_coverage"].keys() == {"before", "after"}
