@@ -93,7 +93,7 @@ def random_prediction(model: Any, particles: Any, *_: Any) -> Any:
 
     rng, n = np.random.default_rng(0), len(particles)
     rotation = rng.normal(size=(n, 4))
-    return Prediction(
+    prediction = Prediction(
         confidence=rng.uniform(size=n),
         rotation=rotation / np.linalg.norm(rotation, axis=1, keepdims=True),
         shift_A=rng.normal(size=(n, 2)),
@@ -105,6 +105,7 @@ def random_prediction(model: Any, particles: Any, *_: Any) -> Any:
         bingham=rng.normal(size=(n, 10)),
         outlier_score=rng.uniform(size=n),
     )
+    return prediction, {"outliers": 0.0, "alarms": []}
 
 
 def run_job(url: str, email: str | None, folder: Path) -> dict[str, Any]:

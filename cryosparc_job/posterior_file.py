@@ -1,6 +1,6 @@
 """`<stem>_posterior.npz` beside a .cs file: what has no place in cryoSPARC's table, keyed by uid.
 
-Arrays: uid `(n,)`, those of bingham `(n, 10)`, credible_radius_50_deg, credible_radius_95_deg, lambda_max, trace, expected_shift_error_A and in_training `(n,)`,
+Arrays: uid `(n,)`, those of bingham `(n, 10)`, credible_radius_50_deg, credible_radius_95_deg, lambda_max, trace, expected_shift_error_A, right_basin and in_training `(n,)`,
 alternative_rotation `(n, 4)` and alternative_weight `(n,)` that are known, and slot_names, slot_numbers: which
 components_mode_k slot of the table holds which quantity.
 """
@@ -27,6 +27,7 @@ SIDE_FIELDS = (
     "lambda_max",
     "trace",
     "expected_shift_error_A",
+    "right_basin",
     "in_training",
     "alternative_rotation",
     "alternative_weight",

@@ -28,6 +28,7 @@ SCALARS = {  # label: field of Prediction
     "cryoforumLambdaMax": "lambda_max",
     "cryoforumTrace": "trace",
     "cryoforumOutlierScore": "outlier_score",
+    "cryoforumRightBasin": "right_basin",
     "cryoforumInTraining": "in_training",
 }
 ALTERNATIVE = tuple(f"cryoforumAlternative{name}" for name in ("Rot", "Tilt", "Psi"))

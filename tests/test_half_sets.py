@@ -15,8 +15,8 @@ from blobs import blob_positions, blob_volume
 from chain import TINY, cryoforum, simulate, succeed, write_blob_map
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.labels import Judgement
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.images.identity import among, image_keys
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.network.model import load_model

@@ -24,8 +24,9 @@ from benchmarks.paper.common import (
     train_row,
     views_of,
 )
-from cryoforum_plugin.confidence.evaluation import angular_errors, spearman
+from cryoforum_plugin.confidence.evaluation import angular_errors
 from cryoforum_plugin.confidence.matching import match_rows
+from cryoforum_plugin.confidence.ranking import spearman
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.report.figures import BLUE, COLOURS, GREY, ORANGE

@@ -45,19 +45,20 @@ def command(
     by position.
     """
     from cryoforum_plugin.atomic import check_output
-    from cryoforum_plugin.confidence.evaluation import evaluate
+    from cryoforum_plugin.confidence.evaluation import evaluate, reliability_of
     from cryoforum_plugin.formats import read_particles
     from cryoforum_plugin.geometry import symmetry_group
 
     symmetry_group(symmetry)  # an unknown one is said before the files are read
     if json_file is not None:
         check_output(json_file, overwrite)
-    figures, reasons = evaluate(
-        read_particles(predicted, data_root), read_particles(reference, data_root), symmetry
-    )
+    tables = read_particles(predicted, data_root), read_particles(reference, data_root)
+    figures, reasons = evaluate(*tables, symmetry)
     for line in table_lines(figures, reasons):
         click.echo(line)
-    write_json(json_file, figures, overwrite)
+    write_json(
+        json_file, figures | {"reliability": reliability_of(*tables, figures, symmetry)}, overwrite
+    )
 
 
 def table_lines(figures: dict[str, Any], reasons: dict[str, str]) -> list[str]:

@@ -53,7 +53,7 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     model = load_model(model_dir, device)
     table = ready(model, formats.read_particles(particles, options["data_root"]))
     start = time.monotonic()
-    prediction = predict_particles(
+    prediction, unlike = predict_particles(
         model,
         table,
         device,
@@ -62,7 +62,7 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     )
     seconds = time.monotonic() - start
     formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])
-    figures = _summary(prediction, seconds)
+    figures = _summary(prediction, seconds) | {"unlikeness": unlike}
     write_json(options["json_file"], figures, options["overwrite"])
     click.echo(
         f"{figures['n']} particles in {seconds:.1f} s ({figures['particles_per_s']:.0f}/s), "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,14 +94,11 @@ def stretched(bingham: Tensor, slope: float, pivot: float) -> Tensor:
     return stretch
 
 
-def radii(raw: RawPrediction, calibration: Calibration, level: float) -> FloatArray:
-    """Radius `(n,)` rad of the ball about the mode that holds `level` of the calibrated posterior."""
+def radii(raw: RawPrediction, calibration: Calibration, levels: Sequence[float]) -> FloatArray:
+    """Radii `(n, k)` rad of the balls about the modes that hold each of `levels` of the calibrated posterior."""
     if raw.modes is not None and raw.log_weight is not None:
-        return summarise_mixture(*scaled(raw.modes, raw.log_weight, calibration), 0.0, level)[:, 2].numpy()
-    bingham = calibration.widened(raw.bingham)
-    if calibration.law is None:
-        return credible_radius(bingham, level).numpy()
-    return np.minimum(credible_radius(bingham, LEVEL).numpy() * calibration.law.quantile(level), math.pi)
+        return _radii_of_several(*scaled(raw.modes, raw.log_weight, calibration), levels)
+    return _radii(calibration.widened(raw.bingham), calibration.law, right_basin(raw, calibration), levels)
 
 
 def scaled(modes: Tensor, log_weight: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
@@ -167,60 +164,56 @@ def with_widths(raw: RawPrediction, calibration: Calibration) -> RawPrediction:
     bingham = raw.bingham.double().clone()
     bingham[usable] = calibration.widened(bingham[usable])
     return replace(
-        raw, bingham=bingham, shift_sd_A=raw.shift_sd_A * calibration.shift, modes=modes, log_weight=log_weight
+        raw,
+        bingham=bingham,
+        shift_sd_A=raw.shift_sd_A * calibration.shift,
+        modes=modes,
+        log_weight=log_weight,
     )
 
 
-@dataclass(frozen=True)
-class _Summary:
-    """Of each particle: confidence `(n,)`, mean error `(n,)` rad, radii `(n, 3)` rad at LEVELS."""
-
-    confidence: FloatArray
-    expected_rad: FloatArray
-    radius_rad: FloatArray
+def _radii_of_several(modes: Tensor, log_weight: Tensor, levels: Sequence[float]) -> FloatArray:
+    columns = [summarise_mixture(modes, log_weight, 0.0, level)[:, 2].numpy() for level in levels]
+    return np.stack(columns, axis=1)
 
 
-def _summary(bingham: Tensor, law: RadialLaw | None) -> _Summary:
-    """Of one mode: errors follow the law, in units of the LEVEL radius of A `(n, 10)`."""
-    target = math.radians(TARGET_DEG)
+def right_basin(raw: RawPrediction, calibration: Calibration) -> FloatArray:
+    """Probability `(n,)` that a pose is in the right basin; 1 where nothing tells."""
+    if calibration.basin is None or raw.contrast is None or raw.gain is None:
+        return np.ones(len(raw.bingham))
+    right = calibration.basin.probability(raw.contrast.numpy(), raw.gain.numpy())
+    return np.nan_to_num(right, nan=1.0)
+
+
+def _radii(bingham: Tensor, law: RadialLaw | None, right: FloatArray, levels: Sequence[float]) -> FloatArray:
+    """Radii `(n, k)` of a mode that is right with probability `right` `(n,)`, and else anywhere."""
+    wanted = np.array(levels)[None, :]
+    inner = (wanted / right.clip(1e-9)[:, None]).clip(max=HIGHEST_LEVEL)
     if law is None:
-        known = summarise(bingham, target, LEVEL).numpy()
-        balls = [credible_radius(bingham, level).numpy() for level in LEVELS]
-        return _Summary(known[:, 0], known[:, 1], np.stack(balls, axis=1))
-    radius = credible_radius(bingham, LEVEL).numpy()
-    balls = radius[:, None] * law.quantile(np.array(LEVELS))
-    return _Summary(law.probability(target / radius), law.mean(radius), np.minimum(balls, math.pi))
-
-
-def _of_several(modes: Tensor, log_weight: Tensor) -> _Summary:
-    """Of several modes, the heaviest first."""
-    known = [summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), level).numpy() for level in LEVELS]
-    return _Summary(known[0][:, 0], known[0][:, 1], np.stack([k[:, 2] for k in known], axis=1))
-
-
-def _with_basin(raw: RawPrediction, calibration: Calibration, summary: _Summary, bingham: Tensor) -> _Summary:
-    """Count in that a refined pose may be in a wrong basin, where any rotation is as likely.
-
-    summary, bingham `(n, 10)` : of the right basin.
-    """
-    basin, law = calibration.basin, calibration.law
-    assert basin is not None
-    assert raw.contrast is not None
-    assert raw.gain is not None
-    right = np.nan_to_num(basin.probability(raw.contrast.numpy(), raw.gain.numpy()), nan=1.0)
-    expected = right * summary.expected_rad + (1 - right) * math.radians(basin.wrong_deg)
-    levels = np.array(LEVELS)[None, :] / right[:, None]
-    if law is None:
-        inside = [credible_radius(bingham, torch.from_numpy(at.clip(max=HIGHEST_LEVEL))) for at in levels.T]
-        radius = np.stack([r.numpy() for r in inside], axis=1)
+        columns = [credible_radius(bingham, torch.from_numpy(at.copy())).numpy() for at in inner.T]
+        radius = np.stack(columns, axis=1)
     else:
-        radius = credible_radius(bingham, LEVEL).numpy()[:, None] * law.quantile(levels.clip(max=HIGHEST_LEVEL))
+        radius = credible_radius(bingham, LEVEL).numpy()[:, None] * law.quantile(inner)
     # beyond the right basin: P(angle < a) = (a - sin a) / pi of uniform rotations
     angle = np.linspace(0, math.pi, 721)
-    rest = ((np.array(LEVELS) - right[:, None]) / (1 - right).clip(1e-9)[:, None]).clip(0, 1)
+    rest = ((wanted - right[:, None]) / (1 - right).clip(1e-9)[:, None]).clip(0, 1)
     outside = np.maximum(radius, np.interp(rest, (angle - np.sin(angle)) / math.pi, angle))
-    radius = np.where(levels < HIGHEST_LEVEL, radius, outside)
-    return _Summary(right * summary.confidence, expected, np.minimum(radius, math.pi))
+    return np.minimum(np.where(inner < HIGHEST_LEVEL, radius, outside), math.pi)
+
+
+def _confidence_and_mean(
+    bingham: Tensor, calibration: Calibration, right: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Probability `(n,)` of an error below the target, and mean error `(n,)` rad."""
+    target = math.radians(TARGET_DEG)
+    if calibration.law is None:
+        inside, mean, _ = summarise(bingham, target, LEVEL).numpy().T
+    else:
+        radius = credible_radius(bingham, LEVEL).numpy()
+        inside, mean = calibration.law.probability(target / radius), calibration.law.mean(radius)
+    if calibration.basin is None:
+        return inside, mean
+    return right * inside, right * mean + (1 - right) * math.radians(calibration.basin.wrong_deg)
 
 
 def calibrated(
@@ -244,16 +237,21 @@ def calibrated(
         safe = upper_from_matrix(reduce_bingham(matrix_from_upper(safe), symmetry))
     rotation = mode(matrix_from_upper(safe))
     other, other_weight = rotation, torch.zeros(len(rotation), dtype=torch.float64)
+    right = right_basin(raw, calibration)
     if raw.modes is None or raw.log_weight is None:
-        summary = _summary(safe, calibration.law)
+        confidence, mean_rad = _confidence_and_mean(safe, calibration, right)
+        radius_rad = _radii(safe, calibration.law, right, LEVELS)
     else:
-        modes, log_weight = scaled(raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0), calibration)
-        summary = _of_several(modes, log_weight)
+        unscaled = raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0)
+        modes, log_weight = scaled(*unscaled, calibration)
+        confidence, mean_rad = (
+            summarise_mixture(modes, log_weight, math.radians(TARGET_DEG), LEVEL)[:, :2].numpy().T
+        )
+        radius_rad = _radii_of_several(modes, log_weight, LEVELS)
         other, other_weight = best_alternative(modes, log_weight, symmetry)
     if calibration.basin is not None:
-        summary = _with_basin(raw, calibration, summary, safe)
         inside = credible_radius(safe, LEVEL).numpy()
-        wider = np.square(inside / summary.radius_rad[:, LEVELS.index(LEVEL)].clip(1e-9)).clip(max=1)
+        wider = np.square(inside / radius_rad[:, LEVELS.index(LEVEL)].clip(1e-9)).clip(max=1)
         safe = safe * torch.from_numpy(wider)[:, None]
     g = gaps(matrix_from_upper(safe if network is None else network.double().nan_to_num()))
     good = usable.numpy()
@@ -262,12 +260,12 @@ def calibrated(
         values = values.double().numpy() if isinstance(values, Tensor) else values
         return np.where(good.reshape(-1, *[1] * (values.ndim - 1)), values, np.nan)
 
-    half, ninety, most = np.degrees(summary.radius_rad).T
+    half, ninety, most = np.degrees(radius_rad).T
     return Prediction(
-        confidence=column(summary.confidence),
+        confidence=column(confidence),
         rotation=column(rotation),
         shift_A=column(raw.shift_A),
-        expected_error_deg=column(np.degrees(summary.expected_rad)),
+        expected_error_deg=column(np.degrees(mean_rad)),
         # mean length of a vector with two normal components of this s.d.
         expected_shift_error_A=column(raw.shift_sd_A * calibration.shift * math.sqrt(math.pi / 2)),
         credible_radius_50_deg=column(half),
@@ -277,6 +275,7 @@ def calibrated(
         trace=column(-g.sum(1)),
         bingham=column(safe),
         outlier_score=column(outlier_score),
+        right_basin=None if calibration.basin is None else column(right),
         alternative_rotation=None if raw.modes is None else column(other),
         alternative_weight=None if raw.modes is None else column(other_weight),
     )

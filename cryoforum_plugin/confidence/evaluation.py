@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata, spearmanr
 
 from cryoforum_plugin.confidence.calibration import TARGET_DEG
 from cryoforum_plugin.confidence.copies import angular_errors as angular_errors  # others look for it here
 from cryoforum_plugin.confidence.copies import warn_of_copies
 from cryoforum_plugin.confidence.matching import match_rows
+from cryoforum_plugin.confidence.ranking import auroc, spearman
+from cryoforum_plugin.confidence.reliability import reliability
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.particles import FloatArray, ParticleSet, Prediction
@@ -58,6 +60,21 @@ def evaluate(
         figures["shift_rmse_A"] = float(np.sqrt((difference**2).sum(axis=1).mean()))
     more, why = uncertainty_figures(error_rad, predicted.prediction)
     return figures | more | {"unpredicted": unpredicted}, reasons | why
+
+
+def reliability_of(
+    predicted: ParticleSet, reference: ParticleSet, figures: Figures, symmetry: str
+) -> Figures | None:
+    """`reliability` of a predicted table, whose `evaluate` gave `figures`; None where it does not hold what is needed."""
+    predicted = predicted[_predicted_rows(predicted)]
+    found = predicted.prediction
+    if found is None or found.expected_error_deg is None or found.credible_radius_90_deg is None:
+        return None
+    found = replace(found, rotation=predicted.rotation)
+    known = reference.require_rotation()[match_rows(predicted, reference)]
+    error_rad = angular_errors(predicted.require_rotation(), known, symmetry_group(symmetry))
+    names = {level: figures[f"coverage_{100 * level:.0f}"] for level in COVERAGE_LEVELS}
+    return reliability(found, error_rad, {k: v for k, v in names.items() if v is not None}, symmetry)
 
 
 def _predicted_rows(particles: ParticleSet) -> NDArray[np.int64]:
@@ -110,45 +127,26 @@ def uncertainty_figures(
 
 
 def _coverage(error_rad: FloatArray, prediction: Prediction) -> tuple[Figures, dict[str, str]]:
-    """Fraction of errors inside the credible ball at each level, from the ten Bingham numbers.
+    """Fraction of errors inside the credible ball at each level, by the radii of the table, else its Bingham numbers.
 
-    Those are one mode of several where alternatives are known; then only the radius in the table counts.
+    The numbers are one mode of several where alternatives are known; then only radii count.
     """
     figures: Figures = {}
     several = prediction.alternative_weight is not None and bool(prediction.alternative_weight.any())
     reasons: dict[str, str] = {}
     for level in COVERAGE_LEVELS:
         name = f"coverage_{100 * level:.0f}"
-        if prediction.bingham is not None and not several:
+        radius_deg: FloatArray | None = getattr(prediction, f"credible_radius_{100 * level:.0f}_deg")
+        if radius_deg is not None:
+            figures[name] = float(np.mean(np.degrees(error_rad) <= radius_deg))
+        elif prediction.bingham is not None and not several:
             radius_rad = credible_radius(torch.as_tensor(prediction.bingham), level).numpy()
             figures[name] = float(np.mean(error_rad <= radius_rad))
-        elif level == 0.9 and prediction.credible_radius_90_deg is not None:
-            figures[name] = float(np.mean(np.degrees(error_rad) <= prediction.credible_radius_90_deg))
         else:
             figures[name] = None
             reasons[name] = (
-                "the Bingham numbers are one mode of several"
+                "no radius of that level in the table, and its Bingham numbers are one mode of several"
                 if several
-                else "no posterior (Bingham numbers) with the predicted table"
+                else "neither radii nor a posterior (Bingham numbers) with the predicted table"
             )
     return figures, reasons
-
-
-def spearman(a: FloatArray, b: FloatArray) -> float | None:
-    """Rank correlation of `(n,)` and `(n,)`, or None for fewer than three or constant values."""
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(spearmanr(a, b).statistic)
-
-
-def auroc(score: FloatArray, positive: np.ndarray[Any, np.dtype[np.bool_]]) -> float | None:
-    """Probability that a positive scores above a negative (ties count half), or None without one of them.
-
-    By ranks (Mann-Whitney): U / (n+ n-) with U = sum of positive ranks - n+ (n+ + 1) / 2.
-    """
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return None
-    rank_sum = float(rankdata(score)[positive].sum())
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)

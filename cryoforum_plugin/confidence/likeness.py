@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.stats import norm
+from torch import Tensor
 
 from cryoforum_plugin.confidence.calibration import LEVEL
 from cryoforum_plugin.confidence.outliers import OutlierModel
-from cryoforum_plugin.confidence.raw import RawPrediction
+from cryoforum_plugin.confidence.raw import MATCH, RawPrediction
+from cryoforum_plugin.geometry import angular_distance_to_group
 from cryoforum_plugin.particles import FloatArray
-from cryoforum_plugin.posterior import credible_radius
-from cryoforum_plugin.refinement.agreement import NAMES
+from cryoforum_plugin.posterior import credible_radius, matrix_from_upper, mode
 
 # what each figure tells of, and on which side of the usual it speaks against a particle: +1 above, -1 below, 0 both
 SIDES = {
@@ -36,6 +35,7 @@ MEANING = {
     "fine_rest": "there is fine detail, or noise, that is not in the reference",
 }
 MOST = 40.0  # standard deviations
+LEAST_TURN = 0.05  # in radii: smaller turns are alike
 SHRINKAGE = 0.05  # of the correlations towards none
 TAIL = 4.0  # beyond the furthest held-out particle P(distance > d) falls as d ** -TAIL
 UNLIKE = 0.4  # standard deviations that the median of a figure may lie off, and its standard errors beside
@@ -43,6 +43,8 @@ STANDARD_ERRORS = 5.0
 OUTLIER = 0.99  # score above which a particle counts as an outlier of a set
 MOST_OUTLIERS = 0.05
 FEWEST = 20  # particles that say something of a set
+
+Unlikeness = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,34 +80,26 @@ class Likeness:
         return asdict(self)
 
 
-def figures_of(raw: RawPrediction, network: RawPrediction, features: OutlierModel) -> tuple[list[str], FloatArray]:
-    """Names and values `(n, m)` of what likeness is told from.
+def figures_of(
+    raw: RawPrediction, network: RawPrediction, features: OutlierModel, group: Tensor
+) -> tuple[list[str], FloatArray]:
+    """Names and values `(n, m)` of what likeness is told from; NaN for images that could not be read.
 
-    network : the network's calibrated answers; raw : the same, or what refinement made of them.
+    network : the network's calibrated answers; raw : the same, or what refinement made of them. group `(g, 4)`.
     """
-    width = credible_radius(network.bingham.double().nan_to_num(), LEVEL).clamp(min=1e-6).log().numpy()
-    unlike = features.distance(features_of(network)).clamp(min=1e-6).log().numpy()
+    seen = network.bingham.double().nan_to_num()
+    width = credible_radius(seen, LEVEL).clamp(min=1e-6).log().numpy()
+    unlike = features.distance(network.features).clamp(min=1e-6).log().numpy()
     shift = np.log(np.linalg.norm(raw.shift_A.numpy(), axis=1) + raw.shift_sd_A.double().numpy().clip(1e-3))
     columns = {"width": width, "features": unlike, "shift": shift}
     if raw.match is not None:
-        inner = (raw.bingham.double().nan_to_num(), network.bingham.double().nan_to_num())
-        columns["turn"] = np.log(_turn_rad(*inner) / np.exp(width) + 0.05)
-        columns |= dict(zip(NAMES, raw.match.numpy().T, strict=True))
+        refined = mode(matrix_from_upper(raw.bingham.double().nan_to_num()))
+        turn = angular_distance_to_group(refined, mode(matrix_from_upper(seen)), group).numpy()
+        columns["turn"] = np.log(turn / np.exp(width) + LEAST_TURN)
+        columns |= dict(zip(MATCH, raw.match.numpy().T, strict=True))
     values = np.stack(list(columns.values()), axis=1)
     values[raw.unusable.numpy()] = np.nan
     return list(columns), values
-
-
-def features_of(network: RawPrediction) -> torch.Tensor:
-    """Features `(n, f)` of the network; NaN of images that could not be read."""
-    return network.features
-
-
-def _turn_rad(refined: torch.Tensor, network: torch.Tensor) -> FloatArray:
-    from cryoforum_plugin.geometry import angular_distance
-    from cryoforum_plugin.posterior import matrix_from_upper, mode
-
-    return angular_distance(mode(matrix_from_upper(refined)), mode(matrix_from_upper(network))).numpy()
 
 
 def fit_likeness(names: list[str], figures: FloatArray) -> Likeness:
@@ -118,11 +112,16 @@ def fit_likeness(names: list[str], figures: FloatArray) -> Likeness:
     z = np.clip((figures - centre) / spread, -3, 3)
     correlation = (1 - SHRINKAGE) * np.atleast_2d(np.corrcoef(z.T)) + SHRINKAGE * np.eye(len(names))
     correlation = np.where(np.isfinite(correlation), correlation, np.eye(len(names)))
-    inverse = np.linalg.inv(correlation)
+    inverse = np.asarray(np.linalg.inv(correlation), dtype=np.float64)
     distance = _distance(np.clip((figures - centre) / spread, -MOST, MOST), names, inverse)
     quantiles = np.quantile(distance, np.linspace(0, 1, min(1001, len(distance))))
     return Likeness(
-        names, centre.tolist(), spread.tolist(), inverse.tolist(), np.maximum.accumulate(quantiles).tolist(), len(figures)
+        names,
+        centre.tolist(),
+        spread.tolist(),
+        inverse.tolist(),
+        np.maximum.accumulate(quantiles).tolist(),
+        len(figures),
     )
 
 
@@ -132,36 +131,35 @@ def _distance(z: FloatArray, names: list[str], inverse: FloatArray) -> FloatArra
     against = np.where(side == 0, z, side * np.maximum(side * z, 0))
     # a figure at its usual value counts nothing, whatever it is correlated with: the length of the rest
     squares = np.einsum("ni,ij,nj->n", against, inverse, against)
-    return np.sqrt(np.maximum(squares, np.square(against).max(axis=1)))
+    return np.asarray(np.sqrt(np.maximum(squares, np.square(against).max(axis=1))))
 
 
-def unlikeness(likeness: Likeness, figures: FloatArray) -> dict[str, Any]:
-    """How unlike the calibration's particles a set is, from its figures `(n, m)`.
+def unlikeness(names: list[str], deviations: FloatArray, score: FloatArray, held_out: int) -> Unlikeness:
+    """How unlike the calibration's particles a set is, from deviations `(n, m)` of figures `names` and scores `(n,)`.
 
-    Returns "particles", "outliers" (part with a score above OUTLIER, about 1 % among particles like those),
-    "deviations" (of the median of each figure, in standard deviations of single particles), and "alarms", sentences
-    where one lies further off than chance and habit explain.
+    held_out : number of the calibration's particles. Returns "particles", "outliers" (part with a score above OUTLIER,
+    about 1 % among particles like those), "deviations" (of the median of each figure, in standard deviations of single
+    particles), and "alarms", sentences where one lies further off than chance and habit explain.
     """
-    figures = figures[np.isfinite(figures).all(axis=1)]
-    n = len(figures)
-    result: dict[str, Any] = {"particles": n, "outliers": 0.0, "deviations": {}, "alarms": []}
+    known = np.isfinite(deviations).all(axis=1)
+    deviations, score, n = deviations[known], score[known], int(known.sum())
+    result: Unlikeness = {"particles": n, "outliers": 0.0, "deviations": {}, "alarms": []}
     if n < FEWEST:
         return result
-    z = likeness.deviations(figures)
-    middle = np.median(z, axis=0)
-    limit = UNLIKE + STANDARD_ERRORS * math.sqrt(math.pi / 2 * (1 / n + 1 / likeness.count))
-    outliers = float((likeness.score(figures) > OUTLIER).mean())
-    expected = 1 - OUTLIER
-    chance = norm.isf(1e-6) * math.sqrt(expected * (1 - expected) * (1 / n + 1 / likeness.count))
-    alarms = [
-        f"{MEANING[name]}: {value:+.1f} standard deviations"
-        for name, value in zip(likeness.names, middle.tolist(), strict=True)
+    middle = [float(value) for value in np.median(deviations, axis=0)]
+    limit = UNLIKE + STANDARD_ERRORS * math.sqrt(math.pi / 2 * (1 / n + 1 / held_out))
+    outliers, expected = float((score > OUTLIER).mean()), 1 - OUTLIER
+    chance = STANDARD_ERRORS * math.sqrt(expected * (1 - expected) * (1 / n + 1 / held_out))
+    result["deviations"] = dict(zip(names, np.round(middle, 3).tolist(), strict=True))
+    result["outliers"] = outliers
+    result["alarms"] = [
+        f"{MEANING[name]} ({value:+.1f} standard deviations)"
+        for name, value in zip(names, middle, strict=True)
         if abs(value) > limit
     ]
     if outliers > MOST_OUTLIERS + chance:
-        alarms.append(f"{100 * outliers:.0f} % of the particles are outliers, where {100 * expected:.0f} % are usual")
-    return result | {
-        "outliers": outliers,
-        "deviations": dict(zip(likeness.names, np.round(middle, 3).tolist(), strict=True)),
-        "alarms": alarms,
-    }
+        share = (
+            f"{100 * outliers:.0f} % of the particles are outliers, where {100 * expected:.0f} % are usual"
+        )
+        result["alarms"].append(share)
+    return result

@@ -34,7 +34,7 @@ class RadialLaw:
         inner = t[0] * (level / LEVELS[0]) ** (1 / INNER_POWER)
         outer = t[-1] * ((1 - level).clip(1e-12) / (1 - LEVELS[-1])) ** (-1 / self.tail)
         middle = np.exp(np.interp(level, LEVELS, np.log(t)))
-        return np.where(level < LEVELS[0], inner, np.where(level > LEVELS[-1], outer, middle))
+        return np.asarray(np.where(level < LEVELS[0], inner, np.where(level > LEVELS[-1], outer, middle)))
 
     def probability(self, ratio: FloatArray) -> FloatArray:
         """P(error / radius < ratio) of ratios `(n,)`, in [0, 1)."""
@@ -43,7 +43,7 @@ class RadialLaw:
         inner = LEVELS[0] * (ratio / t[0]).clip(max=1) ** INNER_POWER
         outer = 1 - (1 - LEVELS[-1]) * (ratio / t[-1]).clip(min=1) ** -self.tail
         middle = np.interp(np.log(ratio), np.log(t), LEVELS)
-        return np.where(ratio < t[0], inner, np.where(ratio > t[-1], outer, middle))
+        return np.asarray(np.where(ratio < t[0], inner, np.where(ratio > t[-1], outer, middle)))
 
     def mean(self, radius: FloatArray, most: float = math.pi) -> FloatArray:
         """Mean error `(n,)` of particles of radii `(n,)`, none above `most`."""

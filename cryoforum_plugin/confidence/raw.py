@@ -7,6 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+# of image and reference: log contrast; how far the contrast of the coarse, middle and fine band lies off that of all, in
+# its own standard errors; log of what is left of each band over what noise would leave
+MATCH = ("contrast", "coarse", "middle", "fine", "coarse_rest", "middle_rest", "fine_rest")
+
 
 @dataclass(frozen=True)
 class RawPrediction:
@@ -15,7 +19,7 @@ class RawPrediction:
     bingham : `(n, 10)`. shift_A : `(n, 2)`. shift_sd_A : `(n,)`. features : `(n, f)`. unusable : `(n,)` bool.
     modes : `(n, k, 10)`, log_weight : `(n, k)`, of a network with k > 1 hypotheses, the heaviest, which is
     `bingham`, first; None with one. Of refined poses: contrast `(n,)` relative to the usual one, gain `(n,)` log
-    likelihood over no particle, match `(n, m)` how image and reference agree (`refinement.agreement.NAMES`).
+    likelihood over no particle, match `(n, m)` how image and reference agree (MATCH).
     """
 
     bingham: Tensor

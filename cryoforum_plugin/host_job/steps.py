@@ -162,10 +162,12 @@ def predict_table(
     record.note("predict", {**data, "identity": identity})  # from here on what `output` holds is not known
     device = choose_device(device_name)
     LOG.info("predicting on %s", device)
-    prediction = predict_particles(model, particles, device, choose_precision(precision, device), options)
+    arithmetic = choose_precision(precision, device)
+    prediction, unlike = predict_particles(model, particles, device, arithmetic, options)
     write_particles(particles, output, prediction, overwrite=True)
     LOG.info("predicting: %s", _summary(prediction))
-    record.note("predict", {**data, "finished": True, "identity": identity})
+    found = {"outliers": round(unlike["outliers"], 4), "unlike": len(unlike["alarms"])}
+    record.note("predict", {**data, **found, "finished": True, "identity": identity})
 
 
 def _summary(prediction: Prediction) -> str:

@@ -46,6 +46,7 @@ class Prediction:
     lambda_max, trace : `(n,)` paper statistics (6) and (7), negative, more negative = more certain.
     bingham : `(n, 10)` upper triangle, row by row, of the calibrated 4x4 matrix A; p(q) ~ exp(-q'Aq).
     outlier_score : `(n,)` in [0, 1], higher = less like the training particles.
+    right_basin : `(n,)` probability that a refined pose ended in the right basin at all.
     in_training : `(n,)` 1 where the model that predicted the particle had learned from it, else 0.
     alternative_rotation `(n, 4)`, alternative_weight `(n,)` : the next best orientation and its probability, 0
     (and `rotation`) where there is none worth naming.
@@ -63,6 +64,7 @@ class Prediction:
     trace: FloatArray | None = None
     bingham: FloatArray | None = None
     outlier_score: FloatArray | None = None
+    right_basin: FloatArray | None = None
     in_training: FloatArray | None = None
     alternative_rotation: FloatArray | None = None
     alternative_weight: FloatArray | None = None

@@ -20,6 +20,7 @@ _UNPREDICTED = {  # what a particle gets that could not be read or predicted
     "trace": 0.0,
     "bingham": 0.0,
     "outlier_score": 1.0,
+    "right_basin": 0.0,
     "in_training": 0.0,
     "alternative_weight": 0.0,
 }

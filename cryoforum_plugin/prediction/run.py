@@ -16,15 +16,17 @@ from cryoforum_plugin.confidence.calibration import (
     calibrated,
     with_widths,
 )
+from cryoforum_plugin.confidence.likeness import Likeness, Unlikeness, figures_of, unlikeness
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
+from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.maps.given import SIMULATED_IMAGES
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
-from cryoforum_plugin.particles import IntArray, ParticleSet, Prediction
+from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet, Prediction
 from cryoforum_plugin.prediction.members import assign
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.refining import refiner_for, refines
@@ -56,8 +58,10 @@ class PredictOptions:
 
 def predict_particles(
     model: Model, particles: ParticleSet, device: torch.device, precision: Precision, options: PredictOptions
-) -> Prediction:
+) -> tuple[Prediction, Unlikeness]:
     """Predict every row of `particles`; unreadable images (NaN, constant) become NaN rows.
+
+    Also returns how unlike those of the model's calibration they are, together, and warns where that is much.
 
     Particles without half sets need `members.ready` first where the model has a model for each half.
     Raises ImageStackError for missing or damaged stacks, dark protein, or when no image is usable;
@@ -74,7 +78,7 @@ def predict_particles(
                     "error are as good as the simulation")  # fmt: skip
     chosen, seen = assign(model, particles, pipeline.reader)
     refined = refines(model, particles, options.refine, options.reference)
-    places, parts = [], []
+    places, parts, deviations = [], [], []
     with progress("predicting", len(particles), options.quiet) as advance:
         for number, member in enumerate(model.alone):
             rows = np.flatnonzero(chosen == number)
@@ -85,10 +89,20 @@ def predict_particles(
             refining = refiner_for(member, seen_by, options.reference) if refined else None
             for start in range(0, len(rows), ROWS_AT_ONCE):
                 places.append(rows[start : start + ROWS_AT_ONCE])
-                parts.append(_predict(member, predictor, refining, places[-1], options, advance))
-    prediction = _joined(parts)[np.argsort(np.concatenate(places))]
+                part, off = _predict(member, predictor, refining, places[-1], options, advance)
+                parts.append(part)
+                deviations.append(off)
+    order = np.argsort(np.concatenate(places))
+    prediction = _joined(parts)[order]
     _check_usable(prediction, particles)
-    return replace(prediction, in_training=np.where(np.isnan(prediction.confidence), np.nan, seen))
+    names = _likeness(model.alone[0], options, refined).names
+    held_out = sum(_likeness(member, options, refined).count for member in model.alone)
+    new = np.flatnonzero(seen == 0)
+    off = np.concatenate(deviations)[order]
+    assert prediction.outlier_score is not None
+    unlike = unlikeness(names, off[new], prediction.outlier_score[new], held_out)
+    _warn_of_unlike(particles, unlike)
+    return replace(prediction, in_training=np.where(np.isnan(prediction.confidence), np.nan, seen)), unlike
 
 
 def _predict(
@@ -98,8 +112,8 @@ def _predict(
     rows: IntArray,
     options: PredictOptions,
     advance: Advance,
-) -> Prediction:
-    """Predict and refine `rows`, and calibrate what is found."""
+) -> tuple[Prediction, FloatArray]:
+    """Predict and refine `rows`, and calibrate what is found; with how far off the usual each lies `(n, m)`."""
     factors = Calibration.of(model.calibration["views"][str(options.views)])
     symmetry, outliers = model.settings.symmetry, OutlierModel(**model.outliers)
     # a CPU is fastest while the maps of a batch stay in its caches
@@ -108,12 +122,34 @@ def _predict(
     raw = predictor.predict(
         rows, batch_size, advance if refining is None else lambda count, note: advance(0, note)
     )
-    score = outliers.score(raw.features)
+    known, group = with_widths(raw, factors), torch.from_numpy(symmetry_group(symmetry))
+    likeness, answers = _likeness(model, options, refining is not None), known
+    if refining is not None:
+        refiner, factors = refining
+        raw = refiner.refine(rows, known, advance)
+        answers = raw if options.reference is None else known
+    figures = figures_of(answers, known, outliers, group)[1]
+    off, score = likeness.deviations(figures), likeness.score(figures)
     if refining is None:
-        return calibrated(raw, factors, score, symmetry=symmetry)
-    known, (refiner, factors) = with_widths(raw, factors), refining
-    found = calibrated(refiner.refine(rows, known, advance), factors, score, known.bingham, symmetry)
-    return with_alternatives(found, known, symmetry)
+        return calibrated(raw, factors, score, symmetry=symmetry), off
+    found = calibrated(raw, factors, score, known.bingham, symmetry)
+    return with_alternatives(found, known, symmetry), off
+
+
+def _likeness(model: Model, options: PredictOptions, refined: bool) -> Likeness:
+    """What particles are compared with; how they agree with a map that is given is not known of the held-out ones."""
+    kind = "refined" if refined and options.reference is None else str(options.views)
+    known = model.calibration.get("likeness", {})
+    return Likeness(**known.get(kind, known[str(options.views)]))
+
+
+def _warn_of_unlike(particles: ParticleSet, unlike: Unlikeness) -> None:
+    if unlike["alarms"]:
+        LOG.warning(
+            "%s: these %d particles are unlike those the model was calibrated on, so that its confidence may not hold: %s; "
+            "where they are of the same kind, refine some hundred and run `cryoforum recalibrate`",
+            particles.source, unlike["particles"], "; ".join(unlike["alarms"]),
+        )  # fmt: skip
 
 
 def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:

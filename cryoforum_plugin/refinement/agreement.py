@@ -10,18 +10,20 @@ from torch import Tensor
 from cryoforum_plugin.refinement.slices import GradientSlicer
 from cryoforum_plugin.refinement.solver import Observed
 
-# log contrast; what the contrast in the coarse, middle and fine band differs from that, in its own standard errors;
-# log of what is left in each band over what noise would leave
-NAMES = ("contrast", "coarse", "middle", "fine", "coarse_rest", "middle_rest", "fine_rest")
 MOST = 20.0  # standard errors
 LEAST_CONTRAST = 0.02
 
 
 @torch.no_grad()
 def agreement(
-    slicer: GradientSlicer, observed: Observed, R: Tensor, shift_px: Tensor, usual: Tensor, counts: tuple[int, int, int]
+    slicer: GradientSlicer,
+    observed: Observed,
+    R: Tensor,
+    shift_px: Tensor,
+    usual: Tensor,
+    counts: tuple[int, int, int],
 ) -> Tensor:
-    """Figures of NAMES `(b, 7)` float64 of poses R `(b, 3, 3)`, shift_px `(b, 2)`.
+    """Figures of `confidence.raw.MATCH` `(b, 7)` float64 of poses R `(b, 3, 3)`, shift_px `(b, 2)`.
 
     usual : `(b,)` usual contrast. counts : how many points lie in the coarse band, in that and the middle one, in all.
     A wrong pose or particle shows too little contrast; another state, pixel size or B-factor another balance of the bands;

@@ -12,12 +12,12 @@ import roma
 import torch
 from torch import Tensor
 
-from cryoforum_plugin.confidence.raw import RawPrediction
+from cryoforum_plugin.confidence.raw import MATCH, RawPrediction
 from cryoforum_plugin.images.pipeline import ImagePipeline
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.refinement.agreement import NAMES, agreement
+from cryoforum_plugin.refinement.agreement import agreement
 from cryoforum_plugin.refinement.observing import ImageSource
 from cryoforum_plugin.refinement.reference import ReferenceMap
 from cryoforum_plugin.refinement.search import WAVELENGTH, GridSearch
@@ -104,7 +104,7 @@ class Refiner:
             "shift_sd_A": raw.shift_sd_A.clone(),
             "contrast": torch.full((len(rows),), torch.nan, dtype=torch.double),
             "gain": torch.full((len(rows),), torch.nan, dtype=torch.double),
-            "match": torch.full((len(rows), len(NAMES)), torch.nan, dtype=torch.double),
+            "match": torch.full((len(rows), len(MATCH)), torch.nan, dtype=torch.double),
         }
         usable = ~raw.unusable.numpy()
         for key, chosen in self._groups(rows):
@@ -237,9 +237,7 @@ class Refiner:
         precision = torch.linalg.inv(covariance[:, :3, :3])
         q = roma.rotmat_to_unitquat(result.R).double()
         contrast, gain = against.solver.fit(observed, result.R, result.shift_px, against.compared)
-        match = agreement(
-            against.solver.slicer, observed, result.R, result.shift_px, usual, against.bands
-        )
+        match = agreement(against.solver.slicer, observed, result.R, result.shift_px, usual, against.bands)
         return {
             "bingham": upper_from_matrix(matrix_about(q, precision)),
             "shift_A": result.shift_px.double() * pixel_A,

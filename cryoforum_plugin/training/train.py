@@ -34,6 +34,7 @@ from cryoforum_plugin.simulation.from_map import make_particles
 from cryoforum_plugin.training.calibrate import calibrate
 from cryoforum_plugin.training.folder import check_model_directory, start_run
 from cryoforum_plugin.training.joining import join_members, remove_members
+from cryoforum_plugin.training.known_poses import KnownPoses
 from cryoforum_plugin.training.log import held_log, open_log
 from cryoforum_plugin.training.members import Member, plan_members
 from cryoforum_plugin.training.preparation import Prepared, prepare
@@ -139,7 +140,8 @@ class _Run:
             seen = [_seen(prepared, shown), *([] if initial is None else [initial.seen])]
             model = replace(model, half_set=member.half_set, seen=torch.cat(seen).unique())
             references = refinement_references(prepared, shown, self.quiet)
-            model = calibrate(model, prepared, references, self.precision, self.quiet)
+            known = KnownPoses(prepared.pipeline, prepared.validation_rows, prepared.training_rows)
+            model = calibrate(model, known, references, self.precision, self.quiet)
             calibrated_on = calibration_source(shown)
             model = replace(model, calibration={**model.calibration, "calibrated_on": calibrated_on})
             LOG.info("calibrated on %s", calibrated_on)

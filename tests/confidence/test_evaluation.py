@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryoforum_plugin.confidence.evaluation import angular_errors, auroc, evaluate, spearman
+from cryoforum_plugin.confidence.evaluation import angular_errors, evaluate
 from cryoforum_plugin.confidence.matching import match_rows
+from cryoforum_plugin.confidence.ranking import auroc, spearman
 from cryoforum_plugin.errors import ParticleFileError, SettingsError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.particles import ParticleSet, Prediction

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.labels import LEAST, estimate_wrong, fit_and_judge
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import random_quaternions
 from cryoforum_plugin.posterior import matrix_about, upper_from_matrix
 

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from tiny_trainer import blob_trainer
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.confidence.evaluation import auroc
+from cryoforum_plugin.confidence.ranking import auroc
 from cryoforum_plugin.geometry import random_quaternions
 from cryoforum_plugin.learning.label_noise import LEAST, MOST, LabelNoise
 from cryoforum_plugin.network.model import load_model

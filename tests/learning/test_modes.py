@@ -18,8 +18,8 @@ import cryoforum_plugin.prediction.run as run
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.alternatives import ALTERNATIVE
 from cryoforum_plugin.confidence.calibration import Calibration
-from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.labels import label_nll
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
@@ -82,7 +82,7 @@ def predict(folder: Path, modes: int) -> tuple[RawPrediction, Calibration, Predi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "calibrated", spy)
         options = PredictOptions(views=2, quiet=True, refine=False)
-        found = predict_particles(model, test_set(folder), choose_device("cpu"), "32-true", options)
+        found, _ = predict_particles(model, test_set(folder), choose_device("cpu"), "32-true", options)
     return *caught[0], found
 
 

@@ -16,9 +16,9 @@ from particle_tables import make_particles, make_prediction
 
 from cryoforum_plugin import formats
 from cryoforum_plugin.confidence.calibration import fit
-from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.evaluation import evaluate
 from cryoforum_plugin.confidence.labels import errors
+from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import (
     angular_distance,
     quaternion_to_relion_euler,
