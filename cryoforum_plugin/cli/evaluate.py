@@ -56,9 +56,7 @@ def command(
     figures, reasons = evaluate(*tables, symmetry)
     for line in table_lines(figures, reasons):
         click.echo(line)
-    write_json(
-        json_file, figures | {"reliability": reliability_of(*tables, figures, symmetry)}, overwrite
-    )
+    write_json(json_file, figures | {"reliability": reliability_of(*tables, figures, symmetry)}, overwrite)
 
 
 def table_lines(figures: dict[str, Any], reasons: dict[str, str]) -> list[str]:

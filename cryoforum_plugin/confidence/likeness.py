@@ -38,8 +38,8 @@ MOST = 40.0  # standard deviations
 LEAST_TURN = 0.05  # in radii: smaller turns are alike
 SHRINKAGE = 0.05  # of the correlations towards none
 TAIL = 4.0  # beyond the furthest held-out particle P(distance > d) falls as d ** -TAIL
-UNLIKE = 0.4  # standard deviations that the median of a figure may lie off, and its standard errors beside
-STANDARD_ERRORS = 5.0
+UNLIKE = 0.3  # standard deviations that the median of a figure may lie off, and its standard errors beside
+STANDARD_ERRORS = 4.0
 OUTLIER = 0.99  # score above which a particle counts as an outlier of a set
 MOST_OUTLIERS = 0.05
 FEWEST = 20  # particles that say something of a set
@@ -110,8 +110,9 @@ def fit_likeness(names: list[str], figures: FloatArray) -> Likeness:
     # standing at the same value in most particles, a figure says nothing
     spread = np.maximum((high - low) / 2, np.maximum(1e-3, 1e-3 * np.abs(centre)))
     z = np.clip((figures - centre) / spread, -3, 3)
-    correlation = (1 - SHRINKAGE) * np.atleast_2d(np.corrcoef(z.T)) + SHRINKAGE * np.eye(len(names))
-    correlation = np.where(np.isfinite(correlation), correlation, np.eye(len(names)))
+    z = (z - z.mean(axis=0)) / z.std(axis=0).clip(1e-6)  # one that never changes correlates with nothing
+    correlation = (1 - SHRINKAGE) * z.T @ z / len(z)
+    np.fill_diagonal(correlation, 1.0)
     inverse = np.asarray(np.linalg.inv(correlation), dtype=np.float64)
     distance = _distance(np.clip((figures - centre) / spread, -MOST, MOST), names, inverse)
     quantiles = np.quantile(distance, np.linspace(0, 1, min(1001, len(distance))))

@@ -44,4 +44,6 @@ def fit_outliers(training: Tensor) -> OutlierModel:
     sd = (singular[:k] / max(1, len(features) - 1) ** 0.5).clamp(min=1e-6)
     components = directions[:k] / sd[:, None]
     rest = centred - (centred @ directions[:k].T) @ directions[:k]
-    return OutlierModel(mean, components, max(float(rest.square().mean().sqrt()), 1e-6))
+    left = max(1, features.shape[1] - k)
+    residual_sd = float((rest.square().sum() / (len(features) * left)).sqrt())
+    return OutlierModel(mean, components, max(residual_sd, 1e-6))

@@ -90,6 +90,20 @@ def save_members(
     write_tensors(directory / "model.pt", content | {"calibration": calibration})
 
 
+def update_calibration(directory: Path, model: Model) -> None:
+    """Give the model in `directory`, the same as `model` but for that, its calibration and outlier model."""
+    content = torch.load(directory / "model.pt", map_location="cpu", weights_only=True)
+    if model.members:
+        for name, member in zip(content["members"], model.members, strict=True):
+            update_calibration(directory / name, member)
+            content["members"][name] = checksum(directory / name / "model.pt")
+    else:
+        content["outliers"] = model.outliers
+    content["calibration"] = model.calibration
+    _write_json(directory / "calibration.json", model.calibration)
+    write_tensors(directory / "model.pt", content)
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_file(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -70,7 +70,7 @@ def predict_particles(
     """
     if options.views not in VIEW_COUNTS:
         raise SettingsError(f"views must be one of {', '.join(map(str, VIEW_COUNTS))}; got {options.views}")
-    pipeline = _pipeline(model, particles, device, options)
+    pipeline = image_pipeline(model, particles, device, options)
     if (options.contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
     if model.calibration.get("calibrated_on") == SIMULATED_IMAGES:
@@ -140,7 +140,13 @@ def _likeness(model: Model, options: PredictOptions, refined: bool) -> Likeness:
     """What particles are compared with; how they agree with a map that is given is not known of the held-out ones."""
     kind = "refined" if refined and options.reference is None else str(options.views)
     known = model.calibration.get("likeness", {})
-    return Likeness(**known.get(kind, known[str(options.views)]))
+    found = known.get(kind, known.get(str(options.views)))
+    if found is None:
+        raise ModelError(
+            f"{model.directory} was calibrated by an older version of cryoforum; run `cryoforum recalibrate` with refined "
+            "particles it has not seen, or train again"
+        )
+    return Likeness(**found)
 
 
 def _warn_of_unlike(particles: ParticleSet, unlike: Unlikeness) -> None:
@@ -170,9 +176,10 @@ def _joined(parts: list[Prediction]) -> Prediction:
     return Prediction(**values)
 
 
-def _pipeline(
+def image_pipeline(
     model: Model, particles: ParticleSet, device: torch.device, options: PredictOptions
 ) -> ImagePipeline:
+    """Images of `particles` as the model expects them. Raises ParticleFileError without CTF, ModelError for too small a box."""
     settings = model.settings.images
     if settings.ctf == "none":
         if particles.ctf is not None:

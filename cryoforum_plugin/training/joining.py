@@ -31,7 +31,15 @@ def join_members(directory: Path, calibrations: dict[str, dict[str, Any]]) -> di
     join_suspects(directory, folders)
     with atomic_file(directory / "reference.mrc", overwrite=True) as temporary:
         shutil.copyfile(folders[0] / "reference.mrc", temporary)
+    return joined_calibration(calibrations)
+
+
+def joined_calibration(calibrations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Calibration of members together, by their names; what only makes sense of a single one is left out."""
     joined: dict[str, Any] = _mean(list(calibrations.values()))
+    joined.pop("likeness", None)
+    for figures in joined.get("reliability", {}).values():
+        figures.pop("directions", None)
     if "refined" in joined:  # for all members alike, or one half map would be of refined poses, the other not
         joined["refined"]["helps"] = all(known["refined"]["helps"] for known in calibrations.values())
     return joined | {"members": calibrations}
