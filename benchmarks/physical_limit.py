@@ -83,16 +83,16 @@ VARIANTS = {
 }
 
 
-def simulation(protocol: Protocol, count: int, snr: float) -> tuple[Simulator, Draw]:
+def simulation(protocol: Protocol, count: int, snr: float, seed: int = SEED) -> tuple[Simulator, Draw]:
     """The simulator and its particles: what `cryoforum simulate` makes with the same settings, or with ice."""
     settings = SimulationSettings(
-        count=count, snr=snr, low_pass_A=protocol.low_pass_A, symmetry=protocol.symmetry, seed=SEED
+        count=count, snr=snr, low_pass_A=protocol.low_pass_A, symmetry=protocol.symmetry, seed=seed
     )
     make = IceSimulator if protocol.ice else Simulator
     simulator = make(*read_map(protocol.map), settings)
     draw = draw_particles(settings, simulator.pixel_size_A, simulator.box_px)
     if protocol.ice:
-        draw = measured_draw(draw, simulator.box_px, simulator.pixel_size_A, protocol.symmetry, SEED)
+        draw = measured_draw(draw, simulator.box_px, simulator.pixel_size_A, protocol.symmetry, seed)
     return simulator, draw
 
 
