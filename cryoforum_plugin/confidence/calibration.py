@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
 from scipy.stats.mstats import hdquantiles
 from torch import Tensor
 
@@ -38,6 +37,7 @@ HIGHEST_LEVEL = 0.995  # of a ball that still lies in the right basin
 LARGEST_FACTOR = 1e6
 ROUNDS = 50
 SLOPE_SD, LARGEST_STRETCH = 0.3, 3.0  # prior of the slope about 1; of a radius by it
+SLOPES = tuple(float(s) for s in np.round(np.arange(-0.9, 1.51, 0.02), 2))  # less 1
 
 LOG = logging.getLogger("cryoforum")
 
@@ -127,20 +127,23 @@ def fit_width(bingham: Tensor, error_rad: FloatArray, level: float = LEVEL) -> f
 def fit_slope(bingham: Tensor, error_rad: FloatArray) -> tuple[float, float]:
     """Slope of log error `(n,)` on log radius of A `(n, 10)`, and the log radius that it is taken about.
 
-    A robust regression that begins at 1, which is where a network with well scaled widths stays; few particles, or
-    radii that are all alike, move it little.
+    Of the LEVEL quantile, as sure and unsure particles may differ in their tails, and these count (quantile regression,
+    Koenker and Bassett 1978). A prior keeps it near 1, which is where a network with well scaled widths stays; few
+    particles, or radii that are all alike, move it little.
     """
     radius = credible_radius(bingham, LEVEL).clamp(min=1e-6).log().numpy()
     pivot = float(np.median(radius))
     x, y = radius - pivot, np.log(np.maximum(error_rad, 1e-6)) - radius
-    spread = max(float(np.median(np.abs(y - np.median(y)))) / 0.6745, 1e-3)
+    # the loss in units in which its curvature is that of a log likelihood: its variance over the density at the quantile
+    near = np.quantile(y, [LEVEL - 0.05, LEVEL + 0.05])
+    unit = max(float(near[1] - near[0]), 1e-3) / 0.1 * LEVEL * (1 - LEVEL)
 
-    def residuals(p: FloatArray) -> FloatArray:
-        return np.append((y - p[1] - p[0] * x) / spread, p[0] / SLOPE_SD)
+    def loss(change: float) -> float:
+        off = y - change * x
+        off = off - np.quantile(off, LEVEL)
+        return float(np.maximum(LEVEL * off, (LEVEL - 1) * off).sum() / unit + (change / SLOPE_SD) ** 2 / 2)
 
-    start = np.array([0.0, np.median(y)])
-    found = least_squares(residuals, start, loss="soft_l1", max_nfev=50)
-    return 1.0 + float(np.clip(found.x[0], -0.9, 2.0)), pivot
+    return 1.0 + min(SLOPES, key=loss), pivot
 
 
 def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) -> Calibration:

@@ -11,7 +11,9 @@ from cryoforum_plugin.confidence.likeness import FEWEST, Likeness, fit_likeness,
 from cryoforum_plugin.confidence.ranking import auroc
 
 NAMES = ["width", "features", "contrast", "fine"]
-CORRELATED = np.linalg.cholesky(np.array([[1, 0.6, 0, 0], [0.6, 1, 0, 0], [0, 0, 1, -0.5], [0, 0, -0.5, 1.0]]))
+CORRELATED = np.linalg.cholesky(
+    np.array([[1, 0.6, 0, 0], [0.6, 1, 0, 0], [0, 0, 1, -0.5], [0, 0, -0.5, 1.0]])
+)
 SCALE, CENTRE = np.array([0.2, 3.0, 0.1, 1.0]), np.array([-3.0, 40.0, 0.0, 0.0])
 
 
@@ -36,7 +38,9 @@ def test_the_score_of_their_like_is_a_rank(likeness: Likeness) -> None:
 
 
 @pytest.mark.parametrize(("column", "offset"), [(0, 6.0), (1, -6.0), (1, 6.0), (2, -6.0), (3, 6.0)])
-def test_what_speaks_against_a_particle_raises_its_score(likeness: Likeness, column: int, offset: float) -> None:
+def test_what_speaks_against_a_particle_raises_its_score(
+    likeness: Likeness, column: int, offset: float
+) -> None:
     good, odd = drawn(1000, 2), drawn(1000, 3)
     odd[:, column] += offset * SCALE[column]
     both = np.concatenate([likeness.score(good), likeness.score(odd)])

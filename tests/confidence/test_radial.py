@@ -36,7 +36,10 @@ def test_confidence_keeps_its_order_and_never_reaches_one() -> None:
 def test_balls_hold_their_level_of_new_particles_on_average_however_few_they_were_fitted_on() -> None:
     rng = np.random.default_rng(5)
     held = [
-        (chi.rvs(3, size=400, random_state=rng) <= fit_radial_law(chi.rvs(3, size=19, random_state=rng)).quantile(0.9)).mean()
+        (
+            chi.rvs(3, size=400, random_state=rng)
+            <= fit_radial_law(chi.rvs(3, size=19, random_state=rng)).quantile(0.9)
+        ).mean()
         for _ in range(300)
     ]
     assert np.mean(held) >= 0.9 - 3 * np.std(held) / np.sqrt(300)
