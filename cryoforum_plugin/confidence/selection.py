@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cryoforum_plugin.confidence.auto import AutoCurve, Reconstruct, automatic
+from cryoforum_plugin.confidence.auto import automatic
+from cryoforum_plugin.confidence.auto_curve import AutoCurve
 from cryoforum_plugin.confidence.balance import Mask, balance_views, balanced, count_half_sets
+from cryoforum_plugin.confidence.by_map import Reconstruct
 from cryoforum_plugin.confidence.columns import LABELS, check_finite
 from cryoforum_plugin.confidence.criteria import Criteria, at_most_wrong, single_masks
 from cryoforum_plugin.confidence.view_coverage import view_cells, view_coverage
