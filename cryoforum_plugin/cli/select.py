@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 @click.option("--model", type=INPUT_FILE, help="Take the quantile over this model's validation particles.")
 @click.option("--views", type=click.IntRange(1), help="With --model: the views used [default: predict's].")
 @click.option(
+    "--uneven-halves", is_flag=True, help="Leave the half sets as unequal as the criteria make them."
+)
+@click.option(
     "--symmetry", default="C1", show_default=True, help="Point group of the views, in RELION's names."
 )
 @click.option(
@@ -49,7 +53,7 @@ def command(predicted: Path, output: Path, rejected: Path | None, **options: Any
     """Keep the particles of PREDICTED that fulfil every given criterion.
 
     Rows keep their order, columns and text. A half set is never emptied, and the larger one gives
-    up its least confident until both are alike. --auto is asked of what fulfils all the rest. At least one of
+    up its least confident until both are alike (--uneven-halves: not). --auto is asked of what fulfils all the rest. At least one of
     --min-confidence, --max-error, --keep, --statistic, --max-outlier, --target and --auto is needed.
     """
     check_selection(options)
@@ -58,7 +62,8 @@ def command(predicted: Path, output: Path, rejected: Path | None, **options: Any
     if options["views"] is not None and options["model"] is None:
         raise click.UsageError("--views needs --model")
     views = DEFAULT_VIEWS if options["views"] is None else options["views"]
-    criteria = selection_criteria(options, options["model"], views)
+    criteria = selection_criteria(options, options["model"], views, least_apart=1)
+    criteria = replace(criteria, balance_halves=not options["uneven_halves"])
     if not criteria.any():
         raise click.UsageError(NO_CRITERION)
     _run(predicted, output, rejected, criteria, options)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cryoforum_plugin.confidence.auto import AutoCurve, Reconstruct, automatic
+from cryoforum_plugin.confidence.auto import automatic
+from cryoforum_plugin.confidence.auto_curve import AutoCurve
 from cryoforum_plugin.confidence.balance import Mask, balance_views, balanced, count_half_sets
+from cryoforum_plugin.confidence.by_map import Reconstruct
 from cryoforum_plugin.confidence.columns import LABELS, check_finite
 from cryoforum_plugin.confidence.criteria import Criteria, at_most_wrong, single_masks
 from cryoforum_plugin.confidence.view_coverage import view_cells, view_coverage
@@ -94,7 +96,7 @@ def select_particles(
         keep, added = balance_views(keep, cells, prediction.confidence)
         explanation.append(f"added to keep as much of every view: {added}")
     if criteria.balance_halves:
-        keep, dropped = balanced(keep, particles.half_set, prediction.confidence)
+        keep, dropped = balanced(keep, particles.half_set, prediction.confidence, criteria.least_apart)
         explanation += [f"dropped to balance the half sets: {dropped}"] if dropped else []
     views = _views(particles, keep, symmetry) if criteria.balance_views or curve is not None else {}
     counts = count_half_sets(particles.half_set, keep)

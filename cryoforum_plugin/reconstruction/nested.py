@@ -21,7 +21,9 @@ from cryoforum_plugin.reconstruction.reconstruct import DIAMETER_OF_BOX, MASK_ED
 from cryoforum_plugin.reconstruction.slice_weights import SliceWeights
 from cryoforum_plugin.reconstruction.slices import Reader, ReconstructionSettings, SliceSource
 
-BOX_PX = 96  # images are cropped to this box, which is quick; finer detail than its Nyquist frequency does not count
+BOX_PX = 96  # images are cropped to this box, or a smaller one; finer detail than its Nyquist frequency does not count
+SYMMETRISED = 2e7  # voxels to be turned, by every operator: the box is smaller for large groups
+PADDING = 1  # coarse, but all sets alike, and many times as quick
 MOST = 60_000  # particles that are looked at; of more every second, third and so on
 
 
@@ -70,7 +72,7 @@ class NestedReconstruction:
         reader = self.reader(particles)
         full_px = reader.check(particles)
         even_px = full_px - full_px % 2
-        box = min(BOX_PX, even_px)
+        box = min(BOX_PX, even_px, 2 * int((SYMMETRISED / len(group)) ** (1 / 3) / 2))
         pixel_A = common_pixel_size_A(particles) * even_px / box
         settings = ReconstructionSettings(symmetry=self.symmetry)
         source = SliceSource(particles, reader, settings, even_px, box, pixel_A, SliceWeights())
@@ -80,7 +82,7 @@ class NestedReconstruction:
         )
         mask = soft_mask(box, radius_px, MASK_EDGE_PX, 3, self.device)
         stride = max(1, -(-sum(map(len, parts)) // MOST))
-        halves = (BackProjector(box, self.device), BackProjector(box, self.device))
+        halves = (BackProjector(box, self.device, PADDING), BackProjector(box, self.device, PADDING))
         curves, worst = [], []
         for part in parts:
             for half, projector in enumerate(halves):
@@ -89,7 +91,8 @@ class NestedReconstruction:
             volumes = [_volume(projector, group, settings.regularisation) * mask for projector in halves]
             curves.append(fourier_shell_correlation(*volumes).double().cpu().numpy())
             worst.append(cone_fsc(volumes[0], volumes[1], pixel_A).worst_A)
-        share = float(mask.square().mean()) / 2  # Friedel mates are one
+        # Friedel mates are one, and so are copies
+        share = float(mask.square().mean()) / 2 / len(group)
         points = radial_sum(torch.ones(box, box, box // 2 + 1, dtype=torch.float64), 3).numpy() * share
         return NestedMaps(np.stack(curves), points, np.array(worst), box * pixel_A, stride)
 

@@ -241,7 +241,15 @@ class Work:
                 write_fsc(temporary, result.fsc, result.pixel_size_A)
             curves[name] = read_fsc(path)
         resolutions = {name: round(result.resolution_0143_A, 3) for name, result in results.items()}
-        record.note("reconstruct", {"symmetry": symmetry, "resolution at FSC 0.143 (A)": resolutions})
+        worst = {name: round(result.cones.worst_A, 3) for name, result in results.items()}
+        record.note(
+            "reconstruct",
+            {
+                "symmetry": symmetry,
+                "resolution at FSC 0.143 (A)": resolutions,
+                "in the worst direction (A)": worst,
+            },
+        )
         if curves:
             self.events.plot("FSC", figures.fsc_curves, curves)
 

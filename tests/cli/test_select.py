@@ -164,3 +164,13 @@ def test_cs_files_keep_their_fields_and_posterior(make_particles, project: Path)
     np.testing.assert_array_equal(np.load(project / "kept.cs"), np.load(project / "predicted.cs")[:4])
     assert kept.prediction is not None
     np.testing.assert_array_equal(kept.prediction.bingham, prediction.bingham[:4])
+
+
+def test_half_sets_are_made_alike_unless_told_otherwise(write_star, predicted_columns, project: Path) -> None:
+    predicted_columns["rlnRandomSubset"] = [1] * 12 + [2] * 8  # the surest first
+    table = write_star("uneven.star", predicted_columns)
+    assert select(table, "-o", "kept.star", "--keep", 0.8).exit_code == 0
+    kept = read_particles(project / "kept.star").half_set
+    assert ((kept == 1).sum(), (kept == 2).sum()) == (5, 4)
+    assert select(table, "-o", "all.star", "--keep", 0.8, "--uneven-halves").exit_code == 0
+    assert len(rows_of(project / "all.star")) == 16

@@ -13,7 +13,9 @@ from blobs import blob_positions, blob_projections, random_matrices
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi
 
-from cryoforum_plugin.confidence.auto import AutoCurve, automatic, quality_order
+from cryoforum_plugin.confidence.auto import automatic
+from cryoforum_plugin.confidence.auto_curve import AutoCurve
+from cryoforum_plugin.confidence.by_map import quality_order
 from cryoforum_plugin.confidence.criteria import Criteria
 from cryoforum_plugin.confidence.selection import select_particles
 from cryoforum_plugin.errors import ImageStackError

@@ -39,7 +39,7 @@ def test_relion_made_particles_train_predict_and_go_back(
         "--minval", threshold, "--maxval", 1, cwd=tmp_path,
     )  # fmt: skip
     kept = starfile.read(tmp_path / "kept.star")["particles"]
-    succeed("select", "predicted.star", "-o", "ours.star", "--min-confidence", threshold)
+    succeed("select", "predicted.star", "-o", "ours.star", "--uneven-halves", "--min-confidence", threshold)
     ours = starfile.read(tmp_path / "ours.star")["particles"]
     assert kept["rlnImageName"].tolist() == ours["rlnImageName"].tolist()
     relion.run(
