@@ -71,6 +71,7 @@ def particles_with(
         bingham=bingham,
         credible_radius_90_deg=np.degrees(posterior) * chi.ppf(0.9, 3),
         expected_error_deg=np.degrees(posterior) * math.sqrt(8 / math.pi),
+        right_basin=None if radius_deg is None else confidence,
     )
     zeros = np.zeros(N)
     # a contrast transfer of one: amplitude contrast alone
