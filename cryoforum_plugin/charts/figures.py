@@ -137,7 +137,7 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
     elif mark.along == "x":
         axes.axvline(mark.value, color=GREY, linewidth=0.8, linestyle=":", label=mark.label)
     elif mark.along == "diagonal":
-        axes.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":")
+        axes.axline((1, 1), (2, 2), color=GREY, linewidth=0.8, linestyle=":")
     else:
         axes.axhline(mark.value, color=GREY, linewidth=0.8, linestyle=":")
         axes.annotate(
