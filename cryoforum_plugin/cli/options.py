@@ -11,7 +11,7 @@ from cryoforum_plugin.cli.common import INPUT_FILE, OUTPUT_PATH, Command
 from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS, Settings
 
 if TYPE_CHECKING:
-    from cryoforum_plugin.confidence.selection import Criteria
+    from cryoforum_plugin.confidence.criteria import Criteria
 
 _DEFAULT = Settings()
 
@@ -159,7 +159,28 @@ selection_options = options(
         help="Keep what lies below this quantile of --statistic [default: 0.75].",
     ),
     click.option(
-        "--auto", is_flag=True, help="Choose the confidence that makes the reconstruction clearest."
+        "--max-outlier",
+        type=click.FloatRange(0, 1),
+        help="Largest outlier score: how unlike the training particles.",
+    ),
+    click.option(
+        "--target",
+        metavar="PART:DEG",
+        help="5%:10: as many as there can be with at most 5 % expected to be more than 10 degrees off.",
+    ),
+    click.option(
+        "--auto",
+        is_flag=True,
+        help="Choose the set with the clearest half maps, of sets nested by confidence; by the confidences alone where "
+        "images cannot be read.",
+    ),
+    click.option(
+        "--no-images", is_flag=True, help="With --auto: choose by the confidences alone, which is quick."
+    ),
+    click.option(
+        "--balance-views",
+        is_flag=True,
+        help="Add the best of rare views until as large a part of each view is kept.",
     ),
 )
 
@@ -208,14 +229,19 @@ def check_selection(values: dict[str, Any]) -> None:
     """Refuse combinations of `selection_options` that mean nothing."""
     if values["quantile"] is not None and values["statistic"] is None:
         raise click.UsageError("--quantile needs --statistic lambda_max or --statistic trace")
+    if values["no_images"] and not values["auto"]:
+        raise click.UsageError("--no-images needs --auto")
 
 
-def selection_criteria(
-    values: dict[str, Any], model: Any = None, views: int = DEFAULT_VIEWS, balance_halves: bool = False
-) -> Criteria:
+def selection_criteria(values: dict[str, Any], model: Any = None, views: int = DEFAULT_VIEWS) -> Criteria:
     """Criteria from the values of `selection_options`; a quantile over the validation particles of `model`."""
-    from cryoforum_plugin.confidence.selection import Criteria
+    from cryoforum_plugin.confidence.criteria import Criteria, parse_target
+    from cryoforum_plugin.errors import SettingsError
 
+    try:
+        target = None if values["target"] is None else parse_target(values["target"])
+    except SettingsError as error:
+        raise click.UsageError(f"--target: {error}") from error
     quantile = Criteria.quantile if values["quantile"] is None else values["quantile"]
     threshold = None
     if model is not None and values["statistic"] is not None:
@@ -230,5 +256,14 @@ def selection_criteria(
         quantile=quantile,
         statistic_threshold=threshold,
         auto=values["auto"],
-        balance_halves=balance_halves,
+        balance_halves=True,
+        max_outlier=values["max_outlier"],
+        target=target,
+        balance_views=values["balance_views"],
+        images=not values["no_images"],
     )
+
+
+NO_CRITERION = (
+    "no criterion: give --min-confidence, --max-error, --keep, --statistic, --max-outlier, --target or --auto"
+)

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     "--box", type=int, default=None, help="Crop images to this box in Fourier space first (faster)."
 )
 @click.option("--no-ctf", is_flag=True, help="The images are CTF-corrected already.")
-@click.option("--weighted", is_flag=True, help="Weight particles by their confidence.")
+@click.option(
+    "--weight",
+    type=click.Choice(["none", "confidence", "covariance"]),
+    default="none",
+    show_default=True,
+    help="How much particles count: alike, by their confidence, or at each frequency by what the uncertainty of their "
+    "poses leaves of the signal.",
+)
+@click.option("--weighted", is_flag=True, hidden=True, help="Former name of --weight confidence.")
 @click.option("--no-normalise", is_flag=True, help="Take the images' scale as it is.")
 @click.option(
     "--mask-diameter", type=float, default=None, help="Soft sphere for the FSC, in Å [default: the box]."
@@ -47,6 +55,7 @@ def command(
     symmetry: str,
     box: int | None,
     no_ctf: bool,
+    weight: str,
     weighted: bool,
     no_normalise: bool,
     mask_diameter: float | None,
@@ -57,7 +66,7 @@ def command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Reconstruct PARTICLES: half1.mrc, half2.mrc, map.mrc and fsc.csv in the output folder."""
+    """Reconstruct PARTICLES: half1.mrc, half2.mrc, map.mrc, fsc.csv and fsc_cones.csv in the output folder."""
     from cryoforum_plugin.atomic import check_directory, check_file
     from cryoforum_plugin.formats import read_particles
     from cryoforum_plugin.images.stacks import StackReader
@@ -69,6 +78,8 @@ def command(
 
     if mask is not None and mask_diameter is not None:
         raise click.UsageError("give --mask or --mask-diameter, not both")
+    if weighted and weight == "covariance":
+        raise click.UsageError("--weighted is a former name of --weight confidence; leave it out")
     check_directory(output, OUTPUTS, overwrite)
     if json_file is not None:
         check_file(json_file, overwrite)
@@ -77,7 +88,7 @@ def command(
         symmetry=symmetry,
         box_px=box,
         use_ctf=not no_ctf,
-        weighted=weighted,
+        weight="confidence" if weighted else weight,
         normalise=not no_normalise,
         mask_radius_A=None if mask_diameter is None else mask_diameter / 2,
     )
@@ -107,6 +118,9 @@ def figures(result: Reconstruction) -> dict[str, Any]:
         "n_half2": result.count2,
         "resolution_0143_A": round(result.resolution_0143_A, 4),
         "resolution_05_A": round(result.resolution_05_A, 4),
+        "resolution_best_A": round(result.cones.best_A, 4),
+        "resolution_worst_A": round(result.cones.worst_A, 4),
+        "even_directions": round(result.cones.even, 4),
         "pixel_size_A": result.pixel_size_A,
         "box_px": len(result.map),
     }
@@ -117,5 +131,7 @@ def _lines(result: Reconstruction, output: Path) -> list[str]:
         f"particles            {result.count1} + {result.count2}",
         f"resolution FSC 0.143 {result.resolution_0143_A:.2f} Å",
         f"resolution FSC 0.5   {result.resolution_05_A:.2f} Å",
+        f"by direction         {result.cones.best_A:.2f} to {result.cones.worst_A:.2f} Å (FSC 0.143 in cones of 20°), "
+        f"{100 * result.cones.even:.0f} % within 10 % of the median",
         f"written              {output}",
     ]

@@ -11,12 +11,13 @@ from cryoforum_plugin.cli.common import (
     INPUT_FILE,
     OUTPUT_PATH,
     data_root_option,
+    device_option,
     json_option,
     overwrite_option,
     quiet_option,
     write_json,
 )
-from cryoforum_plugin.cli.options import check_selection, selection_criteria, selection_options
+from cryoforum_plugin.cli.options import NO_CRITERION, check_selection, selection_criteria, selection_options
 from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 if TYPE_CHECKING:
@@ -30,15 +31,26 @@ if TYPE_CHECKING:
 @selection_options
 @click.option("--model", type=INPUT_FILE, help="Take the quantile over this model's validation particles.")
 @click.option("--views", type=click.IntRange(1), help="With --model: the views used [default: predict's].")
+@click.option(
+    "--symmetry", default="C1", show_default=True, help="Point group of the views, in RELION's names."
+)
+@click.option(
+    "--mask-diameter",
+    type=float,
+    default=None,
+    help="With --auto: soft sphere for the FSC, in Å [default: the box].",
+)
 @data_root_option
+@device_option
 @json_option
 @overwrite_option
 @quiet_option
 def command(predicted: Path, output: Path, rejected: Path | None, **options: Any) -> None:
     """Keep the particles of PREDICTED that fulfil every given criterion.
 
-    Rows keep their order, columns and text. A half set is never emptied. At least one of
-    --min-confidence, --max-error, --keep, --statistic and --auto is needed.
+    Rows keep their order, columns and text. A half set is never emptied, and the larger one gives
+    up its least confident until both are alike. --auto is asked of what fulfils all the rest. At least one of
+    --min-confidence, --max-error, --keep, --statistic, --max-outlier, --target and --auto is needed.
     """
     check_selection(options)
     if options["model"] is not None and options["statistic"] is None:
@@ -48,9 +60,7 @@ def command(predicted: Path, output: Path, rejected: Path | None, **options: Any
     views = DEFAULT_VIEWS if options["views"] is None else options["views"]
     criteria = selection_criteria(options, options["model"], views)
     if not criteria.any():
-        raise click.UsageError(
-            "no criterion: give --min-confidence, --max-error, --keep, --statistic or --auto"
-        )
+        raise click.UsageError(NO_CRITERION)
     _run(predicted, output, rejected, criteria, options)
 
 
@@ -61,6 +71,9 @@ def _run(
     from cryoforum_plugin.atomic import check_output
     from cryoforum_plugin.confidence.selection import select_particles
     from cryoforum_plugin.formats import files_of, read_particles, write_particles
+    from cryoforum_plugin.geometry import symmetry_group
+    from cryoforum_plugin.host_job.selecting import map_maker
+    from cryoforum_plugin.progress import progress
 
     overwrite = options["overwrite"]
     rejected_files = [] if rejected is None else files_of(rejected)
@@ -71,7 +84,10 @@ def _run(
         if path is not None:
             check_output(path, overwrite)
     particles = read_particles(predicted, options["data_root"])
-    selection = select_particles(particles, criteria)
+    symmetry_group(options["symmetry"])  # refuses a name that is none
+    with progress("select", len(particles), options["quiet"] or not criteria.auto) as advance:
+        maker = map_maker(options["symmetry"], options["device"], options["mask_diameter"], advance)
+        selection = select_particles(particles, criteria, options["symmetry"], maker)
     root = options["data_root"]
     write_particles(particles[selection.keep], output, overwrite=overwrite, data_root=root)
     if rejected is not None and not selection.keep.all():
@@ -80,7 +96,7 @@ def _run(
         for path in rejected_files:
             path.unlink(missing_ok=True)  # allowed by --overwrite; an old list would now be wrong
         click.echo(f"nothing was rejected: {rejected} is not written", err=True)
-    for line in selection.explanation:
+    for line in selection.lines():
         click.echo(line)
     for name, counts in selection.counts.items():
         click.echo(f"{name}: {counts['kept']} kept, {counts['rejected']} rejected")

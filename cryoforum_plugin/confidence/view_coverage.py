@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryoforum_plugin.geometry import reduce_to_asymmetric_unit, symmetry_group
+from cryoforum_plugin.geometry import (
+    cell_centres,
+    cell_of,
+    fibonacci_half_sphere,
+    reduce_to_asymmetric_unit,
+    symmetry_group,
+)
 from cryoforum_plugin.particles import FloatArray, IntArray
 
-CELLS = 4000  # on the sphere for the coverage, about 3 degrees apart
 DIRECTIONS = 1000  # of the half sphere at which sampling is looked at
 SLICE_DEG = 3.0  # s.d. of a slice's thickness, seen from the centre
 # Below this part of uniform sampling a direction counts as unsampled, and as sampled that often. Baldwin and Lyumkis
@@ -47,38 +52,6 @@ def viewing_directions(rotation: FloatArray) -> FloatArray:
     return result
 
 
-@lru_cache(maxsize=64)
-def _rings(cells: int) -> tuple[FloatArray, IntArray]:
-    """Rings of the sphere from z = 1 to -1: their edges in z `(rings + 1,)` and numbers of cells, all of equal area."""
-    count = max(2, round(math.sqrt(cells * math.pi) / 2))
-    polar = (np.arange(count) + 0.5) * math.pi / count
-    share = np.cumsum(np.sin(polar))
-    numbers = np.diff(np.round(cells * share / share[-1]), prepend=0).astype(np.int64).clip(1)
-    edges = 1 - 2 * np.concatenate([[0], np.cumsum(numbers)]) / numbers.sum()
-    return edges, numbers
-
-
-def cell_of(direction: FloatArray, cells: int = CELLS) -> IntArray:
-    """Number `(n,)` of the cell that each unit vector `(n, 3)` xyz lies in; about `cells` of equal area."""
-    edges, numbers = _rings(cells)
-    ring = (np.searchsorted(-edges, -direction[:, 2], side="right") - 1).clip(0, len(numbers) - 1)
-    turn = np.arctan2(direction[:, 1], direction[:, 0]) / (2 * math.pi) % 1.0
-    within = np.minimum((turn * numbers[ring]).astype(np.int64), numbers[ring] - 1)
-    first = np.cumsum(numbers) - numbers
-    result: IntArray = first[ring] + within
-    return result
-
-
-@lru_cache(maxsize=8)
-def cell_centres(cells: int = CELLS) -> FloatArray:
-    """Unit vectors `(m, 3)` xyz of the middles of the cells."""
-    edges, numbers = _rings(cells)
-    z = np.repeat((edges[1:] + edges[:-1]) / 2, numbers)
-    angle = np.concatenate([(np.arange(m) + 0.5) * 2 * math.pi / m for m in numbers])
-    across = np.sqrt(1 - z**2)
-    return np.stack([across * np.cos(angle), across * np.sin(angle), z], axis=1)
-
-
 def view_histogram(
     rotation: FloatArray, symmetry: str = "C1", weight: FloatArray | None = None
 ) -> FloatArray:
@@ -100,11 +73,9 @@ def view_histogram(
 @lru_cache(maxsize=1)
 def _slices() -> FloatArray:
     """How much a view of each cell adds to each direction: `(DIRECTIONS, m)`, mean 1 over uniform views."""
-    i = np.arange(DIRECTIONS)
-    z, angle = 1 - (i + 0.5) / DIRECTIONS, i * math.pi * (3 - math.sqrt(5))
-    across = np.sqrt(1 - z**2)
-    directions = np.stack([across * np.cos(angle), across * np.sin(angle), z], axis=1)
-    near = np.exp(-0.5 * (directions @ cell_centres().T / math.radians(SLICE_DEG)) ** 2)
+    near = np.exp(
+        -0.5 * (fibonacci_half_sphere(DIRECTIONS) @ cell_centres().T / math.radians(SLICE_DEG)) ** 2
+    )
     result: FloatArray = near / near.mean(axis=1, keepdims=True)
     return result
 

@@ -18,12 +18,16 @@ from cryoforum_plugin.geometry.rotations import (
     rotation_vector_to_quaternion,
     super_fibonacci_quaternions,
 )
+from cryoforum_plugin.geometry.sphere import cell_centres, cell_of, fibonacci_half_sphere
 from cryoforum_plugin.geometry.symmetry import COMMON_GROUPS, symmetry_group
 
 __all__ = [
     "COMMON_GROUPS",
     "angular_distance",
     "angular_distance_to_group",
+    "cell_centres",
+    "cell_of",
+    "fibonacci_half_sphere",
     "in_asymmetric_unit",
     "in_plane_quaternion",
     "left_multiplication_matrix",

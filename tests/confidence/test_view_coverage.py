@@ -3,14 +3,12 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.confidence.view_coverage import (
-    cell_centres,
-    cell_of,
     view_cells,
     view_coverage,
     view_histogram,
     viewing_directions,
 )
-from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.geometry import cell_centres, cell_of, symmetry_group
 
 
 def poses(tilt_deg: np.ndarray, seed: int = 1) -> np.ndarray:

@@ -142,12 +142,12 @@ def test_weights_are_the_confidence() -> None:
     confidence = np.ones(400)
     confidence[::4] = 0
     weighted = replace(particles, prediction=Prediction(confidence=confidence))
-    with_weights = run((weighted, reader), weighted=True, normalise=False)
+    with_weights = run((weighted, reader), weight="confidence", normalise=False)
     without = run((weighted, reader), normalise=False)
     fits = [float(fourier_shell_correlation(r.map, VOLUME)[1:8].mean()) for r in (with_weights, without)]
     assert fits[0] > fits[1]
-    with pytest.raises(ParticleFileError, match="--weighted needs a confidence"):
-        run((particles, reader), weighted=True)
+    with pytest.raises(ParticleFileError, match="--weight confidence needs a confidence"):
+        run((particles, reader), weight="confidence")
 
 
 def test_without_half_sets_particles_alternate_and_copies_stay_together() -> None:
