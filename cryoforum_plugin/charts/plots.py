@@ -115,7 +115,7 @@ def _(chart: DirectionMap) -> Plot:
 
 @_plot.register
 def _(chart: DirectionSpots) -> Plot:
-    drawn = _directions(chart.title)
+    drawn = _directions(chart.title, margin=0.08)
     colours = LinearColorMapper(
         palette=_PALETTE, low=float(chart.values.min()), high=float(chart.values.max()) + 1e-9
     )
@@ -157,8 +157,9 @@ def _limit(extent: Range, start: float, end: float | None) -> None:
         extent.end = end
 
 
-def _directions(title: str) -> Plot:
-    x, y = Axis("rot (deg)", limits=(-180, 180)), Axis("cos(tilt)", limits=(-1, 1))
+def _directions(title: str, margin: float = 0.0) -> Plot:
+    x = Axis("rot (deg)", limits=(-180 * (1 + margin), 180 * (1 + margin)))
+    y = Axis("cos(tilt)", limits=(-1 - margin, 1 + margin))
     drawn = _frame(title, x, y)
     drawn.xaxis[0].ticker = FixedTicker(ticks=[-180, -90, 0, 90, 180])
     drawn.grid.visible = False

@@ -30,8 +30,8 @@ class Run:
 
     job : what a host's job was asked to do and did (job.json). metrics : columns of metrics.csv `(epochs,)`,
     nan where a cell is empty. tables : predicted particles by file name. fsc : name -> (resolution_A, fsc),
-    each `(shells,)`. model : folder of the model that predicted, None where it is not known. symmetry : its point
-    group. reliability : how errors and uncertainties agree where poses are known, by what was compared.
+    each `(shells,)`. model : folder of the model that predicted, None where it is not known. symmetry, diameter_A :
+    point group and size of its particle. reliability : how errors and uncertainties agree where poses are known, by what was compared.
     evaluation : figures of evaluation.json. selection : content of selection.json.
     """
 
@@ -46,6 +46,7 @@ class Run:
     suspects: Suspects | None = None
     model: Path | None = None
     symmetry: str = "C1"
+    diameter_A: float | None = None
     reliability: dict[str, Figures] = field(default_factory=dict)
     evaluation: Rows = field(default_factory=list)
     selection: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,7 @@ def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None
     found = _read_tables(directory, job.get("tables", {})) if tables is None else dict(tables)
     used = next(_model_folders(model, job, found), None)
     calibration = {} if used is None else read_json(used / "calibration.json")
+    settings = {} if used is None else read_json(used / "config.json").get("settings", {})
     evaluation = read_json(directory / "evaluation.json")
     run = Run(
         directory=directory,
@@ -76,7 +78,8 @@ def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None
         warnings=_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
         suspects=read_suspects(model / "suspect_labels.csv"),
         model=used,
-        symmetry=_symmetry(job, used),
+        symmetry=str(job.get("symmetry") or settings.get("symmetry") or "C1"),
+        diameter_A=settings.get("images.diameter_A"),
         reliability=_reliability(calibration, evaluation),
         evaluation=_without(evaluation, "reliability"),
         selection=read_json(directory / "selection.json"),
@@ -108,12 +111,6 @@ def _model_folders(model: Path, job: Figures, tables: Mapping[str, ParticleSet])
     for folder in (model, *(Path(name) for name in named if isinstance(name, str))):
         if (folder / "config.json").exists():
             yield folder
-
-
-def _symmetry(job: Figures, model: Path | None) -> str:
-    """Point group that a job names, or that of the model; C1 where nothing is known."""
-    settings = {} if model is None else read_json(model / "config.json").get("settings", {})
-    return str(job.get("symmetry") or settings.get("symmetry") or "C1")
 
 
 def _reliability(calibration: Figures, evaluation: Figures) -> dict[str, Figures]:

@@ -15,6 +15,7 @@ from cryoforum_plugin.report.particle_charts import (
     view_distributions,
 )
 from cryoforum_plugin.report.reliability import reliability_charts
+from cryoforum_plugin.report.resolution import KnownSignal, of_half_maps, of_model
 from cryoforum_plugin.report.run_charts import fsc_curves, selection_curve, training_curves
 from cryoforum_plugin.report.threshold_charts import threshold_charts
 from cryoforum_plugin.report.thresholds import Thresholds, weigh_thresholds
@@ -97,23 +98,37 @@ def smallest_selected(tables: Mapping[str, ParticleSet]) -> float | None:
 def _selection_panels(run: Run, tables: Mapping[str, ParticleSet]) -> Iterator[Panel]:
     """What thresholds would do to the largest table, and what the automatic choice saw."""
     if tables:
-        yield from threshold_panel(*next(iter(tables.items())), run.symmetry, smallest_selected(tables))
+        yield from _threshold_panel(run, *next(iter(tables.items())), smallest_selected(tables))
     chosen = selection_curve(run.selection)
     if chosen:
-        yield Panel("Automatic selection", "What `--auto` weighed, and what it chose.", chosen)
+        yield Panel("Automatic selection", "What --auto weighed, and what it chose.", chosen)
 
 
-def threshold_panel(name: str, particles: ParticleSet, symmetry: str, start: float | None) -> Iterator[Panel]:
+def _threshold_panel(run: Run, name: str, particles: ParticleSet, start: float | None) -> Iterator[Panel]:
     """Yield what each smallest confidence would keep of a table, where there is anything to choose."""
-    found = weigh_thresholds(particles, symmetry, start)
-    if found is not None and particles.prediction is not None:
-        yield Panel(
-            "Choose particles",
-            "What particles at least as confident would be. View coverage is the factor by which uneven views "
-            "lower the signal-to-noise ratio of a map (sampling compensation factor).",
-            threshold_charts(found, particles.prediction.confidence, name),
-            found,
-        )
+    signal = _signal(run, name, particles)
+    found = weigh_thresholds(particles, run.symmetry, start, signal)
+    if found is None or particles.prediction is None:
+        return
+    caption = (
+        "What particles at least as confident would be; half sets are kept alike. View coverage is the factor by which "
+        "uneven views lower the signal-to-noise ratio of a map (sampling compensation factor)."
+    )
+    if signal is not None:
+        maps = "these particles' half maps" if signal.own else "the training particles"
+        caption += f" The resolution is predicted from the FSC of {maps} and the uncertainty of each pose."
+    yield Panel(
+        "Choose particles", caption, threshold_charts(found, particles.prediction.confidence, name), found
+    )
+
+
+def _signal(run: Run, name: str, particles: ParticleSet) -> KnownSignal | None:
+    """What resolutions of parts of a table can be predicted from: its own FSC, or that of the model's reference."""
+    stem = name.rpartition(".")[0] or name
+    for known in (stem, f"map_{stem}", "all"):
+        if known in run.fsc:
+            return of_half_maps(*run.fsc[known], len(particles), run.diameter_A)
+    return None if run.model is None else of_model(run.model, run.diameter_A)
 
 
 def examples_panel(run: Run) -> Panel:

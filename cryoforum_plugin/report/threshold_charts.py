@@ -16,8 +16,7 @@ _KEPT = {"all": "particles kept", "half set 1": "of half set 1", "half set 2": "
 
 def places_of(found: Thresholds) -> dict[str, FloatArray]:
     """Where the thresholds stand on an axis of confidences, and on one of the percentage kept."""
-    kept = found.kept["all"]
-    return {_BY_CONFIDENCE: found.values, _BY_KEPT: 100.0 * kept / kept[0]}
+    return {_BY_CONFIDENCE: found.values, _BY_KEPT: 100.0 * found.kept["all"] / found.total["all"]}
 
 
 def threshold_charts(found: Thresholds, confidence: FloatArray, name: str) -> tuple[Chart, ...]:
@@ -42,7 +41,7 @@ def threshold_texts(found: Thresholds) -> dict[str, list[str]]:
     """What a page shows at each threshold, by its name; "command" where the table is on disk."""
     texts = {}
     for name, counts in found.kept.items():
-        total = int(counts[0])
+        total = found.total[name]
         texts[_KEPT[name]] = [f"{n:,} of {total:,} ({100 * n / total:.1f} %)" for n in counts]
     if found.expected_deg is not None:
         texts["mean expected error"] = [f"{value:.2f} deg" for value in found.expected_deg]

@@ -26,7 +26,12 @@ from cryoforum_plugin.charts.figures import draw, table_figure
 from cryoforum_plugin.charts.plots import plot
 
 X, Y = Axis("frequency (1/Å)", reciprocal=True), Axis("error (deg)", log=True)
-MARKS = (Mark("x", 0.2, "chosen", "confidence"), Mark("y", 2.0, "2"), Mark("diagonal"), Mark("x", 0.3, "before"))
+MARKS = (
+    Mark("x", 0.2, "chosen", "confidence"),
+    Mark("y", 2.0, "2"),
+    Mark("diagonal"),
+    Mark("x", 0.3, "before"),
+)
 LINES = (
     Line("many", np.linspace(0.01, 1, 20), np.linspace(1, 100, 20)),
     Line("gap", np.array([0.1, 0.2, 0.3]), np.array([1.0, np.nan, 3.0]), points=True),
@@ -67,7 +72,11 @@ def test_charts_are_drawn_both_ways_with_the_same_labels(name: str) -> None:
 
 
 def test_lines_differ_by_more_than_colour() -> None:
-    lines = [r.glyph for r in plot(CHARTS["lines"]).select({"type": GlyphRenderer}) if "line_dash" in r.glyph.properties()]
+    lines = [
+        r.glyph
+        for r in plot(CHARTS["lines"]).select({"type": GlyphRenderer})
+        if "line_dash" in r.glyph.properties()
+    ]
     lines = [glyph for glyph in lines if glyph.__class__.__name__ == "Line"]
     assert [glyph.line_color for glyph in lines] == list(COLOURS[:3])
     assert len({str(glyph.line_dash) for glyph in lines}) == 3
@@ -88,7 +97,9 @@ def test_image_pairs_stand_below_each_other() -> None:
     images = np.random.default_rng(1).standard_normal((4, 8, 8))
     figure = draw(ImagePairs("Examples", ("sure", "unsure"), images, -images, ("a", "b", "c", "d")))
     shown = [axes.images[0].get_array() for axes in figure.axes]
-    np.testing.assert_array_equal(shown, np.stack([images[:2], -images[:2], images[2:], -images[2:]]).reshape(8, 8, 8))
+    np.testing.assert_array_equal(
+        shown, np.stack([images[:2], -images[:2], images[2:], -images[2:]]).reshape(8, 8, 8)
+    )
     assert png(figure)
 
 
