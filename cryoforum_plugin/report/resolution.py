@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoforum_plugin.confidence.expected_map import expected_fsc, expected_resolution_A, particle_ssnr
+from cryoforum_plugin.confidence.expected_map import (
+    CRITERION,
+    expected_fsc,
+    expected_resolution_A,
+    particle_ssnr,
+)
 from cryoforum_plugin.confidence.pose_quality import pose_uncertainty
 from cryoforum_plugin.errors import ModelError, ParticleFileError
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet
@@ -67,9 +72,24 @@ def predicted_resolution_A(
     sums = np.array([_signal(particles, rows, signal) for rows in parts])
     added = sums[::-1].cumsum(axis=0)[::-1]
     count = np.cumsum([len(rows) for rows in parts[::-1]])[::-1]
-    ssnr = particle_ssnr(signal.fsc, signal.particles, added[0] / count[0] if signal.own else 1.0)
+    ssnr = _as_seen(signal, added[0] / count[0] if signal.own else np.ones(len(signal.fsc)))
     relative = np.ones(len(parts)) if coverage is None else coverage / max(coverage[0], 1e-9)
     return expected_resolution_A(expected_fsc(ssnr, added, count, relative), signal.side_A)
+
+
+def _as_seen(signal: KnownSignal, mean_damping: FloatArray) -> FloatArray:
+    """Signal-to-noise ratio `(shells,)` of one particle, beyond the last shell with signal no more than was seen there.
+
+    The decay that `particle_ssnr` goes on with knows nothing of a low-pass, or of a mask's edge.
+    """
+    ssnr = particle_ssnr(signal.fsc, signal.particles, mean_damping)
+    below = np.flatnonzero(signal.fsc[1:] < CRITERION)
+    if len(below):
+        end = int(below[0]) + 1
+        seen = max(float(signal.fsc[end]), 0.0)
+        most = seen / (1 - seen) / (signal.particles / 2) / max(float(mean_damping[end]), 1e-3) ** 2
+        ssnr[end:] *= min(1.0, most / max(float(ssnr[end]), 1e-300))
+    return ssnr
 
 
 def _signal(particles: ParticleSet, rows: IntArray, signal: KnownSignal) -> FloatArray:
