@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from bokeh.models.annotations import Span
-from bokeh.models.renderers import GlyphRenderer
+from bokeh.models.glyphs import Line as GlyphLine
 from matplotlib.figure import Figure
 
 from cryoforum_plugin.charts.charts import (
@@ -72,12 +72,8 @@ def test_charts_are_drawn_both_ways_with_the_same_labels(name: str) -> None:
 
 
 def test_lines_differ_by_more_than_colour() -> None:
-    lines = [
-        r.glyph
-        for r in plot(CHARTS["lines"]).select({"type": GlyphRenderer})
-        if "line_dash" in r.glyph.properties()
-    ]
-    lines = [glyph for glyph in lines if glyph.__class__.__name__ == "Line"]
+    found = [renderer.glyph for renderer in plot(CHARTS["lines"]).renderers]
+    lines = [glyph for glyph in found if isinstance(glyph, GlyphLine)]
     assert [glyph.line_color for glyph in lines] == list(COLOURS[:3])
     assert len({str(glyph.line_dash) for glyph in lines}) == 3
 
