@@ -37,7 +37,7 @@ PHASES = {  # what is timed, by where the job looks it up
     f"{WORK}.prediction_identity": "checksums",
     f"{HOST_STEPS}.predict_particles": "the network's stand-in",
     f"{HOST_STEPS}.write_particles": "write predicted.cs and the posterior",
-    f"{WORK}.select_particles": "select",
+    f"{WORK}.select": "select",
     f"{WORK}.outputs.save": "output",
     f"{WORK}.Work._show": "plots",
     f"{WORK}.write_report": "report",

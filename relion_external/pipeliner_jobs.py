@@ -16,7 +16,7 @@ from pipeliner.node_factory import create_node
 from pipeliner.pipeliner_job import ExternalProgram, PipelinerCommand, PipelinerJob, Ref
 
 from cryoforum_plugin import __version__
-from relion_external.pipeliner_options import CRITERIA, INPUTS, TRAINING, make_options
+from relion_external.pipeliner_options import CHOOSING, CRITERIA, INPUTS, TRAINING, make_options
 from relion_external.pipeliner_results import recorded_figures, results
 
 PROGRAM = "cryoforum-relion"
@@ -192,6 +192,7 @@ class PredictJob(CryoforumJob):
         "model",
         "contrast",
         *CRITERIA,
+        *CHOOSING,
         "views",
         "refine",
         "reconstruct",
@@ -210,7 +211,7 @@ class SelectJob(CryoforumJob):
     SUMMARY = "Divide predicted particles into certain and uncertain ones"
     PARTICLES = "Predicted particles:"
     PARTICLES_HELP = "predicted.star of a prediction job."
-    OPTIONS = ("in_parts", "in_mask", "symmetry", *CRITERIA, "reconstruct", "device")
+    OPTIONS = ("in_parts", "in_mask", "symmetry", *CRITERIA, *CHOOSING, "reconstruct", "device")
     MADE = ("selected.star", "logfile.pdf")
 
 
@@ -227,7 +228,9 @@ class PipelineJob(CryoforumJob):
     PARTICLES_HELP = PredictJob.PARTICLES_HELP
     OPTIONS = (
         *("in_parts", "in_mask", "train_particles", "symmetry", "contrast", *TRAINING),
-        *("min_confidence", "max_error", "keep", "views", "refine", "reconstruct", "device"),
+        *(name for name in CRITERIA if name != "auto"),  # it is the default
+        *CHOOSING,
+        *("views", "refine", "reconstruct", "device"),
     )
     DEFAULTS = (("symmetry", "C1"), ("reconstruct", True))
     MADE = ("model/model.pt", "predicted.star", "selected.star", "logfile.pdf")

@@ -20,7 +20,8 @@ from pipeliner.job_options import (
 from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS
 
 INPUTS = ("in_parts", "in_mask")  # what RELION's own Input tab has comes before --job
-CRITERIA = ("min_confidence", "max_error", "keep", "auto")
+CRITERIA = ("min_confidence", "max_error", "keep", "max_outlier", "target", "auto")
+CHOOSING = ("images", "balance_views")  # how to select, but nothing to select by
 TRAINING = ("preset", "epochs", "seed", "config", "set")
 _SYMMETRY = r"(C[1-9][0-9]{0,2}|D[1-9][0-9]{0,2}Y?|T|O|I[1-4]?)$"
 
@@ -148,10 +149,39 @@ def _selection() -> dict[str, Any]:
             help_text="Keep this fraction of the particles, the most confident.",
             **_in_selection(),
         ),
+        "max_outlier": FloatJobOption(
+            label="Largest outlier score:",
+            hard_min=0,
+            hard_max=1,
+            step_value=0.05,
+            help_text="Keep particles that are at most so unlike those that the model learned from.",
+            **_in_selection(),
+        ),
+        "target": StringJobOption(
+            label="Wrong ones that may be kept:",
+            help_text="5%:10 keeps as many particles as there can be with at most 5 % expected to be more than 10 "
+            "degrees off.",
+            validation_regex=r"\s*[0-9.]+\s*%?\s*:\s*[0-9.]+\s*$",
+            regex_error_message="Must be like 5%:10 or 0.05:10",
+            **_in_selection(),
+        ),
         "auto": BooleanJobOption(
             label="Choose the threshold automatically?",
             default_value=False,
-            help_text="Choose the confidence that makes the reconstruction clearest. Other criteria hold as well.",
+            help_text="Choose the set with the clearest half maps, of sets nested by confidence. Other criteria hold "
+            "as well.",
+            **_in_selection(),
+        ),
+        "images": BooleanJobOption(
+            label="May the automatic choice look at the images?",
+            default_value=True,
+            help_text="If not, it goes by the confidences alone, which is quick.",
+            **_in_selection(),
+        ),
+        "balance_views": BooleanJobOption(
+            label="Keep views even?",
+            default_value=False,
+            help_text="Add the best of rare views until as large a part of each view is kept.",
             **_in_selection(),
         ),
     }

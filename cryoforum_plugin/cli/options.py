@@ -235,7 +235,8 @@ def check_selection(values: dict[str, Any]) -> None:
 
 def selection_criteria(values: dict[str, Any], model: Any = None, views: int = DEFAULT_VIEWS) -> Criteria:
     """Criteria from the values of `selection_options`; a quantile over the validation particles of `model`."""
-    from cryoforum_plugin.confidence.criteria import Criteria, parse_target
+    from cryoforum_plugin.confidence.criteria import Criteria
+    from cryoforum_plugin.confidence.target import parse_target
     from cryoforum_plugin.errors import SettingsError
 
     try:

@@ -69,11 +69,9 @@ def _run(
 ) -> None:
     """Read, select, write, print."""
     from cryoforum_plugin.atomic import check_output
-    from cryoforum_plugin.confidence.selection import select_particles
     from cryoforum_plugin.formats import files_of, read_particles, write_particles
     from cryoforum_plugin.geometry import symmetry_group
-    from cryoforum_plugin.host_job.selecting import map_maker
-    from cryoforum_plugin.progress import progress
+    from cryoforum_plugin.host_job.selecting import select
 
     overwrite = options["overwrite"]
     rejected_files = [] if rejected is None else files_of(rejected)
@@ -85,9 +83,14 @@ def _run(
             check_output(path, overwrite)
     particles = read_particles(predicted, options["data_root"])
     symmetry_group(options["symmetry"])  # refuses a name that is none
-    with progress("select", len(particles), options["quiet"] or not criteria.auto) as advance:
-        maker = map_maker(options["symmetry"], options["device"], options["mask_diameter"], advance)
-        selection = select_particles(particles, criteria, options["symmetry"], maker)
+    selection = select(
+        particles,
+        criteria,
+        options["symmetry"],
+        options["device"],
+        options["mask_diameter"],
+        options["quiet"],
+    )
     root = options["data_root"]
     write_particles(particles[selection.keep], output, overwrite=overwrite, data_root=root)
     if rejected is not None and not selection.keep.all():

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cryoforum_plugin.confidence.columns import column
 from cryoforum_plugin.confidence.pose_quality import pose_uncertainty
-from cryoforum_plugin.errors import ParticleFileError, SettingsError
-from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet, Prediction
+from cryoforum_plugin.errors import SettingsError
+from cryoforum_plugin.particles import IntArray, ParticleSet, Prediction
 
 Mask = NDArray[np.bool_]
 
 STATISTICS = ("lambda_max", "trace")
-LABELS = {
-    "confidence": "rlnParticleFigureOfMerit",
-    "expected_error_deg": "rlnAccuracyRotations",
-    "outlier_score": "cryoforumOutlierScore",
-    "lambda_max": "cryoforumLambdaMax",
-    "trace": "cryoforumTrace",
-    "credible_radius_90_deg": "cryoforumCredibleRadius90",
-    "bingham": "cryoforumBingham1 to 10",
-}
 
 
 @dataclass(frozen=True)
@@ -65,22 +56,6 @@ class Criteria:
         return self.auto or self.target is not None or any(demand is not None for demand in demands)
 
 
-def parse_target(text: str) -> tuple[float, float]:
-    """(fraction, degrees) of "5%:10" or "0.05:10". Raises SettingsError for anything else."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*:\s*([0-9.]+)\s*", text)
-    try:
-        fraction, angle_deg = (float(found[i]) for i in (1, 3)) if found else (-1.0, -1.0)
-    except ValueError:
-        fraction, angle_deg = -1.0, -1.0
-    if found and found[2]:
-        fraction /= 100
-    if not (0 < fraction < 1 and 0 < angle_deg < 180):
-        raise SettingsError(
-            f"{text!r} is no target; write for example 5%:10, or 0.05:10, for at most 5 % that are more than 10 degrees off"
-        )
-    return fraction, angle_deg
-
-
 def single_masks(
     particles: ParticleSet, prediction: Prediction, criteria: Criteria
 ) -> list[tuple[Mask, str]]:
@@ -103,27 +78,6 @@ def single_masks(
     if criteria.statistic is not None:
         masks.append(_statistic_mask(particles, prediction, criteria))
     return masks
-
-
-def column(particles: ParticleSet, prediction: Prediction, name: str) -> FloatArray:
-    """One field of the prediction; raises ParticleFileError when the table lacks it, or it is not a number."""
-    values: FloatArray | None = getattr(prediction, name)
-    if values is None:
-        raise ParticleFileError(
-            f"{particles.source}: no column {LABELS[name]}; write the prediction again with `cryoforum predict`"
-        )
-    check_finite(particles, name, values)
-    return values
-
-
-def check_finite(particles: ParticleSet, name: str, values: FloatArray) -> None:
-    """Raise ParticleFileError with the first row in which a column holds no number."""
-    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-    if len(bad):
-        raise ParticleFileError(
-            f"{particles.source}: {LABELS[name]} is not a number in {len(bad)} of {len(values)} rows, row "
-            f"{bad[0] + 1} first; write the prediction again with `cryoforum predict`, or remove those rows"
-        )
 
 
 def _statistic_mask(particles: ParticleSet, prediction: Prediction, criteria: Criteria) -> tuple[Mask, str]:
@@ -166,9 +120,6 @@ def at_most_wrong(
     allows. Raises ParticleFileError where the table does not tell those, SettingsError where none is sure enough.
     """
     fraction, angle_deg = target
-    for name in ("bingham", "credible_radius_90_deg"):
-        if getattr(prediction, name) is not None:
-            column(particles, prediction, name)
     wrong = 1 - pose_uncertainty(prediction[keep], particles.source).probability_below(angle_deg)
     order: IntArray = np.argsort(wrong, kind="stable")
     mean = np.cumsum(wrong[order]) / np.arange(1, len(wrong) + 1)

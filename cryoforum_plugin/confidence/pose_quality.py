@@ -2,7 +2,7 @@
 
 The Bingham numbers of refined poses are widened until their 90 % ball holds that much of the mixture of the right
 basin and of others, while the confidence counts both apart. From the two together the mixture is found again, with
-the angle of isotropic turns in place of the exact one (chi distribution of three degrees of freedom).
+the angle of isotropic turns in place of the exact one (chi distribution of three degrees of freedom). Where there are several modes, the numbers are of the first alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy.stats import chi
 from torch import Tensor
 
 from cryoforum_plugin.confidence.calibration import LEVEL, TARGET_DEG
+from cryoforum_plugin.confidence.columns import check_finite
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.particles import FloatArray, Prediction
 from cryoforum_plugin.posterior.credible import credible_radius, probability_within
@@ -24,6 +25,7 @@ from cryoforum_plugin.posterior.pose_damping import image_covariance
 
 LEVEL_RADII = float(chi.ppf(LEVEL, 3))  # s.d. about one axis in the radius of the LEVEL ball
 AGREES = 0.03  # by so much the confidence may miss that of an unmixed posterior, as turns are not isotropic
+NOT_WIDENED = 1.3  # the ball's s.d. in those of the Bingham numbers
 SHARPEST_RAD = math.radians(0.05)
 _STEPS = 64
 _REACH = np.linspace(0, 8, 2001)
@@ -61,6 +63,8 @@ def pose_uncertainty(prediction: Prediction, source: Path) -> PoseUncertainty:
 
     Raises ParticleFileError where the table has neither Bingham numbers nor credible radii.
     """
+    for name in ("confidence", "bingham", "credible_radius_90_deg", "expected_shift_error_A"):
+        check_finite(source, name, getattr(prediction, name))
     shift = prediction.expected_shift_error_A
     # the mean length of a vector of two normal components is their s.d. times this
     shift_sd = np.zeros(len(prediction)) if shift is None else shift / math.sqrt(math.pi / 2)
@@ -80,9 +84,16 @@ def pose_uncertainty(prediction: Prediction, source: Path) -> PoseUncertainty:
     right, sharp = unmixed(prediction.confidence, sd)
     if known is None:
         covariance = torch.from_numpy(sharp**2)[:, None, None] * torch.eye(3, dtype=torch.float64)
-    else:
-        known = known * torch.from_numpy((sd / sharp) ** 2)[:, None]
-        covariance = image_covariance(known)
+        return PoseUncertainty(right, None, covariance, torch.from_numpy(shift_sd))
+    covariance = image_covariance(known)
+    own = (covariance.diagonal(dim1=1, dim2=2).sum(1) / 3).sqrt().numpy()
+    # of several modes the numbers are those of the first alone, which is sharper than the ball around them all
+    first = sd > NOT_WIDENED * own
+    alone = (prediction.confidence / _chi(math.radians(TARGET_DEG) / own).clip(1e-9)).clip(0, 1)
+    right = np.where(first, alone, right)
+    factor = torch.from_numpy(np.where(first, 1.0, (sd / sharp) ** 2))
+    known = known * factor[:, None]
+    covariance = covariance / factor[:, None, None]
     return PoseUncertainty(right, known, covariance, torch.from_numpy(shift_sd))
 
 

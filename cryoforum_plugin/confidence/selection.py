@@ -9,7 +9,8 @@ import numpy as np
 
 from cryoforum_plugin.confidence.auto import AutoCurve, Reconstruct, automatic
 from cryoforum_plugin.confidence.balance import Mask, balance_views, balanced, count_half_sets
-from cryoforum_plugin.confidence.criteria import Criteria, at_most_wrong, check_finite, single_masks
+from cryoforum_plugin.confidence.columns import LABELS, check_finite
+from cryoforum_plugin.confidence.criteria import Criteria, at_most_wrong, single_masks
 from cryoforum_plugin.confidence.view_coverage import view_cells, view_coverage
 from cryoforum_plugin.errors import ParticleFileError, SettingsError
 from cryoforum_plugin.particles import ParticleSet
@@ -69,9 +70,9 @@ def select_particles(
             f"{particles.source}: no prediction columns (rlnParticleFigureOfMerit or "
             "components_mode_k/value); run `cryoforum predict` first and select from its output"
         )
-    check_finite(particles, "confidence", prediction.confidence)
-    if prediction.expected_error_deg is not None:
-        check_finite(particles, "expected_error_deg", prediction.expected_error_deg)
+    used = LABELS if criteria.auto or criteria.target is not None else ("confidence", "expected_error_deg")
+    for name in used:
+        check_finite(particles.source, name, getattr(prediction, name))
     keep = np.ones(len(particles), dtype=bool)
     explanation = []
     for mask, line in single_masks(particles, prediction, criteria):

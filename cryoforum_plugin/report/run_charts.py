@@ -10,8 +10,15 @@ import numpy as np
 from cryoforum_plugin.charts.charts import Axis, Line, LineChart, Mark
 from cryoforum_plugin.particles import FloatArray
 
-_CURVE = (("kept", "kept particles"), ("view_coverage", "view coverage (1 = uniform)"),
-          ("resolution_A", "predicted resolution (Å)"), ("score", "score (higher is better)"))  # fmt: skip
+_CURVE = (
+    ("Resolution", "half maps at FSC 0.143 (Å)", {"resolution_A": "all directions", "worst_A": "worst direction"}),
+    ("Clarity", "mean log(1 + SSNR) (nat)", {"score": "clarity"}),
+    ("View coverage", "1 = uniform views", {"view_coverage": "view coverage"}),
+    ("Smallest confidence", "confidence", {"threshold": "smallest confidence"}),
+)  # fmt: skip
+
+
+_KEYS = [key for _, _, names in _CURVE for key in names]
 
 
 def training_curves(metrics: Mapping[str, FloatArray]) -> tuple[LineChart, LineChart]:
@@ -51,20 +58,20 @@ def fsc_curves(curves: Mapping[str, tuple[FloatArray, FloatArray]]) -> LineChart
 
 
 def selection_curve(selection: Mapping[str, Any]) -> tuple[LineChart, ...]:
-    """What the automatic choice weighed, by threshold; nothing where selection.json does not tell."""
+    """What the automatic choice weighed, by particles kept; nothing where selection.json does not tell."""
     found = selection.get("auto") or {}
     curve = found.get("curve") or []
     if len(curve) < 2:
         return ()
-    threshold = np.array([_number(point.get("threshold")) for point in curve])
+    columns = {key: np.array([_number(point.get(key)) for point in curve]) for key in ("kept", *_KEYS)}
     chosen = found.get("chosen")
-    marks = () if chosen is None else (Mark("x", float(threshold[int(chosen)]), "chosen"),)
+    marks = () if chosen is None else (Mark("x", float(columns["kept"][int(chosen)]), "chosen"),)
     charts = []
-    for key, label in _CURVE:
-        values = np.array([_number(point.get(key)) for point in curve])
-        if np.isfinite(values).any():
-            title, lines = label.split(" (")[0].capitalize(), (Line(label.split(" (")[0], threshold, values),)
-            charts.append(LineChart(title, Axis("smallest confidence"), Axis(label), lines, marks))
+    for title, label, names in _CURVE:
+        known = {key: words for key, words in names.items() if np.isfinite(columns[key]).any()}
+        lines = tuple(Line(words, columns["kept"], columns[key], points=True) for key, words in known.items())
+        if lines:
+            charts.append(LineChart(title, Axis("particles kept"), Axis(label), lines, marks))
     return tuple(charts)
 
 

@@ -17,9 +17,10 @@ from cryoforum_plugin import __version__, formats
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.charts.figures import draw
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
-from cryoforum_plugin.confidence.selection import Selection, select_particles
+from cryoforum_plugin.confidence.selection import Selection
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.host_job.record import JobRecord
+from cryoforum_plugin.host_job.selecting import select
 from cryoforum_plugin.host_job.steps import (
     predict_table,
     prediction_identity,
@@ -174,7 +175,8 @@ class Work:
         if request.again and not kept:
             raise HostError(f"{name} was not predicted with this model; predict it first")
         root: Path | None = self.folder
-        if not kept or request.fsc:
+        looks = request.criteria is not None and request.criteria.auto and request.criteria.images
+        if not kept or request.fsc or looks:
             particles, root = self._read(source, output, table)
         if kept:
             LOG.info("predicting: finished in an earlier job, kept")
@@ -225,8 +227,9 @@ class Work:
                 self.request.model_dir, criteria.statistic, criteria.quantile, views
             )
             criteria = replace(criteria, statistic_threshold=threshold)
-        selection = select_particles(predicted, criteria)
-        for line in selection.explanation:
+        symmetry = symmetry_of(self.request.model_dir)
+        selection = select(predicted, criteria, symmetry, self.request.device)
+        for line in selection.lines():
             LOG.info("selecting: %s", line)
         for name, counts in selection.counts.items():
             LOG.info("selecting: %s: %d kept, %d rejected", name, counts["kept"], counts["rejected"])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from cryoforum_plugin.atomic import atomic_file
-from cryoforum_plugin.confidence.selection import Criteria, select_particles
+from cryoforum_plugin.confidence.selection import Criteria
+from cryoforum_plugin.confidence.target import parse_target
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.host_job.record import read_record
+from cryoforum_plugin.host_job.selecting import select
 from cryoforum_plugin.host_job.steps import reconstruct_sets
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.maps.volume import read_map
@@ -27,10 +30,27 @@ from relion_external.job.workspace import Workspace, naming
 LOG = logging.getLogger("cryoforum")
 
 
-def select_step(work: Workspace, particles: ParticleSet, criteria: Criteria) -> dict[str, ParticleSet]:
+def criteria_of(job: Job) -> Criteria:
+    """Criteria of a job; in a pipeline without any, --auto."""
+    criteria = Criteria(
+        job.min_confidence,
+        job.max_error,
+        job.keep,
+        max_outlier=job.max_outlier,
+        target=None if job.target is None else parse_target(job.target),
+        auto=job.auto,
+        images=job.images,
+        balance_views=job.balance_views,
+    )
+    return replace(criteria, auto=True) if job.job == "pipeline" and not criteria.any() else criteria
+
+
+def select_step(
+    work: Workspace, particles: ParticleSet, criteria: Criteria, symmetry: str
+) -> dict[str, ParticleSet]:
     """Write selected.star and, if any are, rejected.star; return both sets."""
-    selection = select_particles(particles, criteria)
-    for line in selection.explanation:
+    selection = select(particles, criteria, symmetry, work.job.device)
+    for line in selection.lines():
         LOG.info("selecting: %s", line)
     sets = {}
     for name, mask in (("selected", selection.keep), ("rejected", ~selection.keep)):

@@ -14,6 +14,7 @@ from typing import Any
 
 import rich_click as click
 
+from cryoforum_plugin.confidence.target import parse_target
 from cryoforum_plugin.errors import CryoForumError, HostError
 from cryoforum_plugin.settings import read_config
 from relion_external.job.parameters import FREE_PARAMETERS, HOST, HOST_ARGUMENTS, JOBS, Job
@@ -141,8 +142,14 @@ def _check_demands(job: Job) -> None:
             "no model: give the folder of a train job as parameter 'model' on the Params tab, or its "
             f"model/reference.mrc under {HOST['in_3dref']}"
         )
-    criteria = (job.min_confidence, job.max_error, job.keep)
+    if job.target is not None:
+        try:
+            parse_target(job.target)
+        except CryoForumError as error:
+            raise HostError(f"{parameter('target')}: {error}") from error
+    criteria = (job.min_confidence, job.max_error, job.keep, job.max_outlier, job.target)
     if job.job == "select" and not job.auto and all(value is None for value in criteria):
         raise HostError(
-            "nothing to select by: give min_confidence, max_error, keep or auto as a parameter on the Params tab"
+            "nothing to select by: give min_confidence, max_error, keep, max_outlier, target or auto as a parameter on the Params "
+            "tab"
         )

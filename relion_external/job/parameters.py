@@ -25,7 +25,8 @@ _ONLY_FOR = {  # jobs that use a parameter, where not all do
     "train_particles": ("pipeline",), "model": ("predict",), "in_3dref": ("predict",), "in_mask": _SELECTING,
     "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "set": _TRAINING, "views": _PREDICTING,
     "contrast": ("train", "predict", "pipeline"), "min_confidence": _SELECTING, "max_error": _SELECTING,
-    "keep": _SELECTING, "auto": _SELECTING, "reconstruct": _SELECTING, "refine": _PREDICTING,
+    "keep": _SELECTING, "max_outlier": _SELECTING, "target": _SELECTING, "auto": _SELECTING, "images": _SELECTING,
+    "balance_views": _SELECTING, "reconstruct": _SELECTING, "refine": _PREDICTING,
 }  # fmt: skip
 
 
@@ -50,7 +51,11 @@ class Job:
     min_confidence: float | None = None
     max_error: float | None = None
     keep: float | None = None
+    max_outlier: float | None = None
+    target: str | None = None
     auto: bool = False
+    images: bool = True
+    balance_views: bool = False
     views: int = DEFAULT_VIEWS
     reconstruct: bool | None = None
     refine: bool | None = None
@@ -105,7 +110,11 @@ FREE_PARAMETERS = (
     _option("min_confidence", click.FloatRange(0, 1), "Keep particles of at least this confidence."),
     _option("max_error", click.FloatRange(0, 180), "Keep particles of at most this expected error in degrees."),
     _option("keep", click.FloatRange(0, 1, min_open=True), "Keep this fraction, the most confident."),
-    _option("auto", bool, "Choose the threshold automatically  [default: in a pipeline without a criterion]."),
+    _option("max_outlier", click.FloatRange(0, 1), "Keep particles of at most this outlier score."),
+    _option("target", str, "5%:10 keeps as many as there can be with at most 5 % expected to be more than 10 degrees off."),
+    _option("auto", bool, "Keep the set with the clearest half maps  [default: in a pipeline without a criterion]."),
+    _option("images", bool, "Whether auto may look at the images, or goes by the confidences alone  [default: yes]."),
+    _option("balance_views", bool, "Add the best of rare views until as large a part of each view is kept."),
     _option("views", click.Choice(["1", "2", "4", "8"]), "In-plane views of each image.", default=True),
     _option("reconstruct", bool, "Half maps, and the FSC of all, selected and rejected particles  "
             "[default: in a pipeline]."),

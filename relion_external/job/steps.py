@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.confidence.selection import Criteria
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
@@ -16,6 +15,7 @@ from cryoforum_plugin.particles.description import describe
 from cryoforum_plugin.report import write_report
 from relion_external.job.choosing import (
     check_reconstruction,
+    criteria_of,
     forget_choices,
     reconstruct_step,
     select_step,
@@ -74,11 +74,9 @@ def _after_training(work: Workspace) -> None:
     symmetry = symmetry_of(job, predicted) if job.job == "select" else str(work.values["symmetry"])
     work.values |= {"symmetry": symmetry, "tables": {"all": str(predicted)}}
     sets = {"all": particles}
-    criteria = Criteria(job.min_confidence, job.max_error, job.keep, auto=job.auto)
-    if job.job == "pipeline" and not criteria.any():
-        criteria = Criteria(auto=True)
+    criteria = criteria_of(job)
     if criteria.any():
-        sets |= select_step(work, particles, criteria)
+        sets |= select_step(work, particles, criteria, symmetry)
     work.tables = {name: particles} | {f"{part}.star": sets[part] for part in list(sets)[1:]}
     if job.reconstructs:
         reconstruct_step(work, sets, symmetry, mask)

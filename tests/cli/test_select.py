@@ -88,6 +88,9 @@ def test_nothing_rejected_writes_no_list(predicted: Path, project: Path) -> None
         (["--min-confidence", 0.99], "nothing of half set 2"),
         (["--max-error", 0.1], "no particle of"),
         (["--auto", "--rejected", "there.star"], "there.star exists already"),
+        (["--auto", "--symmetry", "X3"], "unknown symmetry 'X3'"),
+        (["--max-outlier", 0.5], "no column cryoforumOutlierScore"),
+        (["--target", "5%:10"], "cryoforumCredibleRadius90"),
     ],
 )
 def test_refusals_write_nothing(
@@ -100,6 +103,31 @@ def test_refusals_write_nothing(
     assert result.stderr.count("\n") == 1
     assert sorted(path.name for path in project.iterdir()) == ["predicted.star", "there.star"]
     assert (project / "there.star").read_text() == "old"
+
+
+def test_a_column_that_holds_no_number_is_refused(write_star, predicted_columns, project: Path) -> None:
+    predicted_columns["rlnParticleFigureOfMerit"][3] = "nan"
+    result = select(write_star("bad.star", predicted_columns), "-o", "kept.star", "--keep", 0.5)
+    assert result.exit_code == 1
+    assert "rlnParticleFigureOfMerit" in result.stderr
+    assert "row" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (project / "kept.star").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--target", "5:10"], ["--no-images", "--keep", 0.5], ["--balance-views"], []]
+)
+def test_wrong_usage(predicted: Path, project: Path, arguments: list[object]) -> None:
+    assert select(predicted, "-o", "kept.star", *arguments).exit_code == 2
+    assert not (project / "kept.star").exists()
+
+
+def test_auto_without_images_says_so(predicted: Path, project: Path) -> None:
+    result = select(predicted, "-o", "kept.star", "--auto", "--json", "figures.json")
+    assert result.exit_code == 0, result.stderr
+    assert "chosen by the confidences alone" in result.stdout
+    assert "auto" not in json.loads((project / "figures.json").read_text())
 
 
 def test_a_table_without_prediction_is_refused(write_star, predicted_columns, project: Path) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
+from scipy.stats import chi
 
 from cryoforum_plugin.confidence.auto import by_confidence
 from cryoforum_plugin.confidence.balance import count_half_sets
 from cryoforum_plugin.confidence.criteria import best_fraction
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
 from cryoforum_plugin.confidence.selection import Criteria, select_particles
+from cryoforum_plugin.confidence.target import parse_target
+from cryoforum_plugin.confidence.view_coverage import view_coverage
 from cryoforum_plugin.errors import ModelError, ParticleFileError, SettingsError
 from cryoforum_plugin.particles import Prediction
 
@@ -185,3 +189,95 @@ def test_a_statistic_that_is_the_same_everywhere_is_refused(make_particles) -> N
     constant = replace(spread_prediction(), trace=-700.0 + rounding)
     with pytest.raises(SettingsError, match="one uncertainty for all images"):
         select_particles(make_particles(N, constant), Criteria(statistic="trace"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5%:10", (0.05, 10.0)), ("0.05:10", (0.05, 10.0)), (" 2.5 % : 3.5 ", (0.025, 3.5))]
+)
+def test_target_is_read(text: str, value: tuple[float, float]) -> None:
+    assert parse_target(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["5:10", "5%", "0%:10", "5%:0", "5%:200", "a%:b", "100%:5", "1.2.3%:5"])
+def test_a_target_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="is no target"):
+        parse_target(text)
+
+
+def uncertain(sd_deg: np.ndarray) -> Prediction:
+    """Isotropic normal errors of these s.d. about each axis."""
+    return Prediction(chi.cdf(5 / sd_deg, 3), credible_radius_90_deg=chi.ppf(0.9, 3) * sd_deg)
+
+
+def test_target_keeps_as_many_as_the_expected_errors_allow(make_particles) -> None:
+    sd_deg = np.linspace(1, 12, N)
+    particles = make_particles(N, uncertain(sd_deg))
+    selection = select_particles(particles, Criteria(target=(0.05, 10.0)))
+    kept = int(selection.keep.sum())
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), np.arange(kept))
+    rng = np.random.default_rng(1)
+    wrong = (np.linalg.norm(sd_deg[:, None, None] * rng.standard_normal((N, 20000, 3)), axis=2) > 10).mean(
+        axis=1
+    )
+    assert wrong[:kept].mean() < 0.053
+    assert wrong[: kept + 2].mean() > 0.05
+    with pytest.raises(SettingsError, match="even the surest particle"):
+        select_particles(make_particles(N, uncertain(sd_deg + 20)), Criteria(target=(0.05, 10.0)))
+    with pytest.raises(ParticleFileError, match="cryoforumCredibleRadius90"):
+        select_particles(make_particles(N, spread_prediction()), Criteria(target=(0.05, 10.0)))
+
+
+def test_target_looks_only_at_what_the_others_leave(make_particles) -> None:
+    """The surest are outliers: without them, fewer uncertain ones can be carried."""
+    sd_deg = np.linspace(1, 12, N)
+    prediction = replace(uncertain(sd_deg), outlier_score=np.where(np.arange(N) < 5, 0.99, 0.1))
+    particles = make_particles(N, prediction)
+    alone = select_particles(particles, Criteria(target=(0.05, 10.0))).keep
+    both = select_particles(particles, Criteria(target=(0.05, 10.0), max_outlier=0.9)).keep
+    assert not both[:5].any()
+    assert both.sum() < alone[5:].sum()
+
+
+def test_outliers_are_left_out(make_particles) -> None:
+    particles = make_particles(N, replace(spread_prediction(), outlier_score=np.linspace(0, 1, N)))
+    keep = select_particles(particles, Criteria(max_outlier=0.5)).keep
+    np.testing.assert_array_equal(np.flatnonzero(keep), np.arange(20))
+    with pytest.raises(ParticleFileError, match="no column cryoforumOutlierScore"):
+        select_particles(make_particles(N, spread_prediction()), Criteria(max_outlier=0.5))
+
+
+def test_numbers_that_are_none_are_refused(make_particles) -> None:
+    prediction = spread_prediction()
+    prediction.confidence[4] = np.nan
+    with pytest.raises(
+        ParticleFileError, match="rlnParticleFigureOfMerit is not a number in 1 of 40 rows, row 5 first"
+    ):
+        select_particles(make_particles(N, prediction), Criteria(keep_fraction=0.5))
+
+
+def test_rare_views_are_filled_with_their_best_and_junk_is_not(make_particles) -> None:
+    """3000 sure top views, 1000 unsure side views and 1000 side views of junk."""
+    rng = np.random.default_rng(1)
+    n = 5000
+    tilt = np.concatenate([np.degrees(np.arccos(rng.uniform(0.8, 1, 3000))), rng.uniform(75, 105, 2000)])
+    turns = rng.uniform(0, 360, (2, n))
+    rotation = Rotation.from_euler("ZYZ", np.stack([turns[0], tilt, turns[1]], 1), degrees=True).as_quat()
+    confidence = np.concatenate(
+        [rng.uniform(0.7, 1, 3000), rng.uniform(0.4, 0.6, 1000), rng.uniform(0, 0.05, 1000)]
+    )
+    particles = make_particles(n, Prediction(confidence), rotation=rotation)
+    plain = select_particles(particles, Criteria(min_confidence=0.8))
+    filled = select_particles(particles, Criteria(min_confidence=0.8, balance_views=True))
+    assert not plain.keep[3000:].any()
+    assert plain.views == {}
+    assert (filled.keep >= plain.keep).all()
+    assert not filled.keep[4000:].any()
+    share = plain.keep.sum() / 4000
+    assert filled.keep[3000:4000].mean() == pytest.approx(share, abs=0.06)
+    # of each view the best: those left out are no surer than most of those taken
+    side = confidence[3000:4000]
+    assert np.median(side[filled.keep[3000:4000]]) > np.median(side[~filled.keep[3000:4000]]) + 0.05
+    without = view_coverage(rotation[plain.keep]).scf
+    assert filled.views["after"] > 2 * without
+    assert filled.views["before"] == pytest.approx(view_coverage(rotation).scf)
+    assert filled.figures()["view_coverage"].keys() == {"before", "after"}

@@ -58,6 +58,7 @@ def test_values_of_yes_and_no() -> None:
         ("--job pipeline", "train_particles"),
         ("--job select", "nothing to select by"),
         ("--job select --keep 2", "parameter 'keep' on the Params tab: 2.0 is not in the range"),
+        ("--job select --target 5:10", "parameter 'target' on the Params tab: '5:10' is no target"),
         ("--job select --keep nan", "parameter 'keep' on the Params tab: nan is not a number"),
         ("--job train --config absent.toml", "parameter 'config' on the Params tab: cannot read absent.toml"),
         ("--job train --epochs many", "parameter 'epochs' on the Params tab"),

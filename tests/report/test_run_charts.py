@@ -90,6 +90,6 @@ def test_the_automatic_choice_is_marked() -> None:
         for t, n in ((0.1, 90), (0.5, 60), (0.9, 20))
     ]
     charts = selection_curve({"auto": {"curve": curve, "chosen": 1}})
-    assert [chart.title for chart in charts] == ["Kept particles", "View coverage", "Score"]
-    assert {chart.marks[0].value for chart in charts} == {0.5}
+    assert [chart.title for chart in charts] == ["Clarity", "View coverage", "Smallest confidence"]
+    assert {chart.marks[0].value for chart in charts} == {60}
     assert selection_curve({"criteria": [], "auto": None}) == ()
