@@ -140,7 +140,7 @@ def _frame(title: str, x: Axis, y: Axis) -> Plot:
     for axis, ticks, extent in ((x, drawn.xaxis, drawn.x_range), (y, drawn.yaxis, drawn.y_range)):
         if axis.log:
             ticks[0].ticker = FixedTicker(ticks=_LOG_TICKS)
-            ticks[0].formatter = BasicTickFormatter(use_scientific=False)
+        ticks[0].formatter = BasicTickFormatter(use_scientific=False)
         if axis.reciprocal:
             ticks[0].formatter = CustomJSTickFormatter(
                 code="return tick > 0 ? '1/' + Number((1 / tick).toPrecision(3)) : '0'"

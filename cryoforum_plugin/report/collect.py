@@ -52,17 +52,20 @@ class Run:
     selection: dict[str, Any] = field(default_factory=dict)
 
 
-def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None) -> Run:
+def collect_run(
+    directory: Path, tables: Mapping[str, ParticleSet] | None = None, data_root: Path | None = None
+) -> Run:
     """Read what `directory` holds; the model may lie in it or in its `model` folder.
 
-    tables : the predicted particles, by name, where they need not be read again.
+    tables : the predicted particles, by name, where they need not be read again. data_root : where their image paths
+    start from.
     Raises ModelError when it is no folder or holds nothing that a report could show.
     """
     if not directory.is_dir():
         raise ModelError(f"{directory} is not a folder; give a model directory or the folder of a run")
     model = directory if (directory / "config.json").exists() else directory / "model"
     job = read_json(directory / "job.json")
-    found = _read_tables(directory, job.get("tables", {})) if tables is None else dict(tables)
+    found = _read_tables(directory, job.get("tables", {}), data_root) if tables is None else dict(tables)
     used = next(_model_folders(model, job, found), None)
     calibration = {} if used is None else read_json(used / "calibration.json")
     settings = {} if used is None else read_json(used / "config.json").get("settings", {})
@@ -129,7 +132,7 @@ def _fsc_name(path: Path, directory: Path) -> str:
     return "all" if name == "." else name
 
 
-def _read_tables(directory: Path, more: Mapping[str, str]) -> dict[str, ParticleSet]:
+def _read_tables(directory: Path, more: Mapping[str, str], data_root: Path | None) -> dict[str, ParticleSet]:
     """Tables with predictions in the folder itself, by file name, and `more` that a job worked on, by its part."""
     from cryoforum_plugin.formats import read_particles
 
@@ -140,7 +143,7 @@ def _read_tables(directory: Path, more: Mapping[str, str]) -> dict[str, Particle
     tables: dict[str, ParticleSet] = {}
     for name, path in paths.items():
         try:
-            particles = read_particles(path)
+            particles = read_particles(path, data_root)
         except CryoForumError:
             continue
         if particles.prediction is not None and len(particles):

@@ -73,9 +73,10 @@ def _examples(model: Model, particles: ParticleSet) -> ImagePairs:
 
 
 def _readable(particles: ParticleSet, reader: StackReader, rows: IntArray) -> IntArray:
-    """Those of `rows` whose images hold something."""
+    """Those of `rows` whose images hold something. Raises ImageStackError where stacks are missing."""
     if len(rows) == 0:
         return rows
+    reader.check(particles[rows])
     images = reader.read(particles.stack_index[rows], particles.slice_index[rows])
     readable: IntArray = rows[~unusable(torch.from_numpy(images)).numpy()]
     return readable

@@ -111,9 +111,11 @@ def _threshold_panel(run: Run, name: str, particles: ParticleSet, start: float |
     if found is None or particles.prediction is None:
         return
     caption = (
-        "What particles at least as confident would be; half sets are kept alike. View coverage is the factor by which "
-        "uneven views lower the signal-to-noise ratio of a map (sampling compensation factor)."
+        "What particles at least as confident would be. View coverage is the factor by which uneven views lower the "
+        "signal-to-noise ratio of a map (sampling compensation factor)."
     )
+    if len(found.kept) > 2:
+        caption += " Of the larger half set the least confident are left out."
     if signal is not None:
         maps = "these particles' half maps" if signal.own else "the training particles"
         caption += f" The resolution is predicted from the FSC of {maps} and the uncertainty of each pose."

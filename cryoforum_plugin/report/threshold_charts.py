@@ -25,16 +25,25 @@ def threshold_charts(found: Thresholds, confidence: FloatArray, name: str) -> tu
     marks = {moves: Mark("x", float(at[found.start]), label, moves) for moves, at in places.items()}
     histogram = replace(confidence_histogram({name: confidence}), marks=(marks[_BY_CONFIDENCE],))
     charts: list[Chart] = [histogram]
-    for title, unit, values, limits in (
-        ("Mean expected error", "expected angular error (deg)", found.expected_deg, None),
-        ("View coverage", "1 = uniform views", found.view_coverage, (0.0, 1.05)),
-        ("Predicted resolution", "resolution at FSC 0.143 (Å)", found.resolution_A, None),
+    for title, y, values in (
+        ("Mean expected error", Axis("expected angular error (deg)"), found.expected_deg),
+        ("View coverage", Axis("1 = uniform views", limits=(0.0, 1.05)), found.view_coverage),
+        ("Predicted resolution", _resolution_axis(found.resolution_A), found.resolution_A),
     ):
         if values is not None:
             line = Line(title.lower(), places[_BY_KEPT], values)
-            x, y = Axis("particles kept (%)", limits=(0, 100)), Axis(unit, limits=limits)
+            x = Axis("particles kept (%)", limits=(0, 100))
             charts.append(LineChart(title, x, y, (line,), (marks[_BY_KEPT],)))
     return tuple(charts)
+
+
+def _resolution_axis(values: FloatArray | None) -> Axis:
+    """As far as twice the best: what a handful of particles would show is of no interest."""
+    limits = None
+    if values is not None:
+        lowest = float(values.min())
+        limits = (0.98 * lowest, 1.02 * min(float(values.max()), 2 * lowest))
+    return Axis("resolution at FSC 0.143 (Å)", limits=limits)
 
 
 def threshold_texts(found: Thresholds) -> dict[str, list[str]]:

@@ -31,12 +31,14 @@ class Report:
                     temporary.write_text(render_html(self.run, self.panels), encoding="utf-8")
 
 
-def prepare_report(directory: Path, tables: Mapping[str, ParticleSet] | None = None) -> Report:
-    """Read a model directory or run folder and work out what to show; tables : see `collect_run`.
+def prepare_report(
+    directory: Path, tables: Mapping[str, ParticleSet] | None = None, data_root: Path | None = None
+) -> Report:
+    """Read a model directory or run folder and work out what to show; tables, data_root : see `collect_run`.
 
     Raises ModelError when there is nothing to show.
     """
-    run = collect_run(directory, tables)
+    run = collect_run(directory, tables, data_root)
     return Report(run, tuple(panels_of(run)))
 
 
