@@ -233,7 +233,9 @@ def check_selection(values: dict[str, Any]) -> None:
         raise click.UsageError("--no-images needs --auto")
 
 
-def selection_criteria(values: dict[str, Any], model: Any = None, views: int = DEFAULT_VIEWS) -> Criteria:
+def selection_criteria(
+    values: dict[str, Any], model: Any = None, views: int = DEFAULT_VIEWS, least_apart: int = 0
+) -> Criteria:
     """Criteria from the values of `selection_options`; a quantile over the validation particles of `model`."""
     from cryoforum_plugin.confidence.criteria import Criteria
     from cryoforum_plugin.confidence.target import parse_target
@@ -258,6 +260,7 @@ def selection_criteria(values: dict[str, Any], model: Any = None, views: int = D
         statistic_threshold=threshold,
         auto=values["auto"],
         balance_halves=True,
+        least_apart=least_apart,
         max_outlier=values["max_outlier"],
         target=target,
         balance_views=values["balance_views"],

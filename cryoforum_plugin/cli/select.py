@@ -58,7 +58,7 @@ def command(predicted: Path, output: Path, rejected: Path | None, **options: Any
     if options["views"] is not None and options["model"] is None:
         raise click.UsageError("--views needs --model")
     views = DEFAULT_VIEWS if options["views"] is None else options["views"]
-    criteria = selection_criteria(options, options["model"], views)
+    criteria = selection_criteria(options, options["model"], views, least_apart=1)
     if not criteria.any():
         raise click.UsageError(NO_CRITERION)
     _run(predicted, output, rejected, criteria, options)

@@ -13,14 +13,16 @@ HALF_SETS_APART = 0.02  # cryoSPARC splits anew beyond that
 JUNK = 0.25  # of the mean confidence kept: below, a particle is never taken to fill a view
 
 
-def balanced(keep: Mask, half_set: IntArray, confidence: FloatArray) -> tuple[Mask, int]:
-    """Drop the least confident kept rows of the larger half set, until it is at most 2 %, or one particle, larger.
+def balanced(
+    keep: Mask, half_set: IntArray, confidence: FloatArray, least_apart: int = 0
+) -> tuple[Mask, int]:
+    """Drop the least confident kept rows of the larger half set, until it is at most 2 % larger.
 
-    Returns the new mask `(n,)` and how many were dropped; nothing where there are no two half sets.
+    least_apart : by so many it may be larger in any case. Returns the new mask `(n,)` and how many were dropped; nothing where there are no two half sets.
     """
     halves = [np.flatnonzero(keep & (half_set == number)) for number in (1, 2)]
     small, large = sorted(halves, key=len)
-    allowed = max(int(np.floor(len(small) * (1 + HALF_SETS_APART))), len(small) + 1)
+    allowed = max(int(np.floor(len(small) * (1 + HALF_SETS_APART))), len(small) + least_apart)
     if not len(small) or len(large) <= allowed:
         return keep, 0
     worst = large[np.argsort(confidence[large], kind="stable")][: len(large) - allowed]

@@ -28,7 +28,8 @@ class Criteria:
     auto : the set that makes the map clearest, of those that fulfil everything else.
     images : whether `auto` may look at images.
     balance_views : then add the best of rare views until as large a part of each is kept.
-    balance_halves : then drop the least confident of the larger half set until the two are at most 2 % apart.
+    balance_halves : then drop the least confident of the larger half set until the two are at most 2 %, or `least_apart`
+        particles, apart.
     """
 
     min_confidence: float | None = None
@@ -39,6 +40,7 @@ class Criteria:
     statistic_threshold: float | None = None
     auto: bool = False
     balance_halves: bool = False
+    least_apart: int = 0
     max_outlier: float | None = None
     target: tuple[float, float] | None = None
     balance_views: bool = False

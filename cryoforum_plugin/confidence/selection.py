@@ -94,7 +94,7 @@ def select_particles(
         keep, added = balance_views(keep, cells, prediction.confidence)
         explanation.append(f"added to keep as much of every view: {added}")
     if criteria.balance_halves:
-        keep, dropped = balanced(keep, particles.half_set, prediction.confidence)
+        keep, dropped = balanced(keep, particles.half_set, prediction.confidence, criteria.least_apart)
         explanation += [f"dropped to balance the half sets: {dropped}"] if dropped else []
     views = _views(particles, keep, symmetry) if criteria.balance_views or curve is not None else {}
     counts = count_half_sets(particles.half_set, keep)

@@ -187,7 +187,8 @@ def reconstruct_sets(
                     raise
                 LOG.warning("%s particles are not reconstructed: %s", name, error)
                 continue
-        LOG.info("reconstructing: %s: %.2f A at FSC 0.143", name, result.resolution_0143_A)
+        LOG.info("reconstructing: %s: %.2f A at FSC 0.143, %.2f A in the worst direction",
+                 name, result.resolution_0143_A, result.cones.worst_A)  # fmt: skip
         for text in result.notes:
             LOG.warning("%s", text)
         results[name] = result

@@ -245,7 +245,15 @@ class Work:
             with atomic_file(path, overwrite=True) as temporary:
                 write_fsc(temporary, result.fsc, result.pixel_size_A)
         resolutions = {name: round(result.resolution_0143_A, 3) for name, result in results.items()}
-        record.note("reconstruct", {"symmetry": symmetry, "resolution at FSC 0.143 (A)": resolutions})
+        worst = {name: round(result.cones.worst_A, 3) for name, result in results.items()}
+        record.note(
+            "reconstruct",
+            {
+                "symmetry": symmetry,
+                "resolution at FSC 0.143 (A)": resolutions,
+                "in the worst direction (A)": worst,
+            },
+        )
 
     def _pictures(self, tables: dict[str, ParticleSet]) -> None:
         """A picture for each output, and the job's own."""

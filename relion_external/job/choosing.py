@@ -104,6 +104,10 @@ def reconstruct_step(
         f"resolution at FSC 0.143, {name} (A)": round(result.resolution_0143_A, 3)
         for name, result in results.items()
     }
+    resolutions |= {
+        f"in the worst direction, {name} (A)": round(result.cones.worst_A, 3)
+        for name, result in results.items()
+    }
     work.note("reconstruct", {"symmetry": symmetry, **resolutions})
 
 

@@ -61,8 +61,10 @@ def test_half_sets_are_balanced_by_dropping_the_least_confident(make_particles) 
     half = np.where(np.arange(N) < 30, 1, 2)  # the confident ones are all in the first
     particles = make_particles(N, spread_prediction(), half_set=half)
     selection = select_particles(particles, Criteria(keep_fraction=1.0, balance_halves=True))
-    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(11), *range(30, 40)])
-    assert "dropped to balance the half sets: 19" in selection.explanation
+    np.testing.assert_array_equal(np.flatnonzero(selection.keep), [*range(10), *range(30, 40)])
+    assert "dropped to balance the half sets: 20" in selection.explanation
+    one_more = select_particles(particles, Criteria(keep_fraction=1.0, balance_halves=True, least_apart=1))
+    np.testing.assert_array_equal(np.flatnonzero(one_more.keep), [*range(11), *range(30, 40)])
     alone = select_particles(
         make_particles(N, spread_prediction(), half_set=np.ones(N, dtype=np.int64)),
         Criteria(keep_fraction=1.0, balance_halves=True),

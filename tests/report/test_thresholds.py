@@ -52,7 +52,9 @@ def test_numbers_errors_and_views_are_those_of_the_selection(make_particles: Mak
     assert found.view_coverage is not None
     assert found.expected_deg is not None
     for position in range(0, len(found.texts), 7):
-        criteria = selection_criteria(NO_OPTIONS | {"min_confidence": float(found.texts[position])})
+        criteria = selection_criteria(
+            NO_OPTIONS | {"min_confidence": float(found.texts[position])}, least_apart=1
+        )
         chosen = select_particles(particles, criteria)
         kept = {name: counts[position] for name, counts in found.kept.items()}
         assert kept == {name: counts["kept"] for name, counts in chosen.counts.items()}
