@@ -30,8 +30,8 @@ _COLUMNS = 3
 
 
 def draw(*charts: Chart, width_in: float = 4.6, height_in: float = 3.2) -> Figure:
-    """Draw charts side by side, three in a row."""
-    columns = min(len(charts), _COLUMNS)
+    """Draw charts side by side, three in a row, four in two rows."""
+    columns = 2 if len(charts) == 4 else min(len(charts), _COLUMNS)
     rows = -(-len(charts) // columns)
     scale = 2.2 if isinstance(charts[0], ImagePairs) else 1.0
     size_in = (width_in * columns * scale, height_in * rows * scale)
