@@ -39,8 +39,8 @@ PHASES = {  # what is timed, by where the job looks it up
     f"{HOST_STEPS}.write_particles": "write predicted.cs and the posterior",
     f"{WORK}.select": "select",
     f"{WORK}.outputs.save": "output",
-    f"{WORK}.Work._show": "plots",
-    f"{WORK}.write_report": "report",
+    f"{WORK}.Work._pictures": "plots",
+    f"{WORK}.Work._report": "report, and its figures in the log",
     "cryosparc_job.job.life.stop": END,
 }
 UNCERTAINTY = r"uid|components_mode_\d+/(component|value)"

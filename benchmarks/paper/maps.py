@@ -24,12 +24,12 @@ from benchmarks.paper.common import (
     train_row,
     views_of,
 )
+from cryoforum_plugin.charts.charts import BLUE, COLOURS, GREY, ORANGE
 from cryoforum_plugin.confidence.evaluation import angular_errors
 from cryoforum_plugin.confidence.matching import match_rows
 from cryoforum_plugin.confidence.ranking import spearman
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.report.figures import BLUE, COLOURS, GREY, ORANGE
 
 STATISTICS = {"lambda_max": "statistic (6)", "trace": "statistic (7)"}
 KEEP = 0.75

@@ -27,7 +27,7 @@ from benchmarks.paper.common import (
     simulate,
     summarise,
 )
-from cryoforum_plugin.report.figures import BLUE, GREY, ORANGE
+from cryoforum_plugin.charts.charts import BLUE, GREY, ORANGE
 
 GROUPS = {
     "Rotational representation": {

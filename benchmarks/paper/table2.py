@@ -22,7 +22,7 @@ from benchmarks.paper.common import (
     parser,
     simulate,
 )
-from cryoforum_plugin.report.figures import BLUE, GREEN, ORANGE
+from cryoforum_plugin.charts.charts import BLUE, GREEN, ORANGE
 from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 PUBLISHED = {"0.1": 0.0742, "0.2": 0.0507, "0.4": 0.0393, "0.7": 0.0349, "1": 0.0324, "inf": 0.0221}

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import rich_click as click
 
-from cryoforum_plugin.cli.common import INPUT_FILE, OUTPUT_PATH, overwrite_option, quiet_option
+from cryoforum_plugin.cli.common import (
+    INPUT_FILE,
+    OUTPUT_PATH,
+    data_root_option,
+    overwrite_option,
+    quiet_option,
+)
 
 
 @click.command(name="report")
@@ -14,19 +20,20 @@ from cryoforum_plugin.cli.common import INPUT_FILE, OUTPUT_PATH, overwrite_optio
 @click.option(
     "-o", "--output", type=OUTPUT_PATH, required=True, help="Report file: .html, or .pdf for a PDF."
 )
+@data_root_option
 @overwrite_option
 @quiet_option
-def command(directory: Path, output: Path, overwrite: bool, quiet: bool) -> None:
-    """Report on DIR, a model directory or the folder of a run: settings, curves, views, confidence, FSC.
+def command(directory: Path, output: Path, data_root: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Report on DIR, a model directory or the folder of a run: curves, errors, views, confidence, examples, FSC.
 
-    The HTML is one file that needs no network.
+    The HTML is one file that needs no network; a slider in it shows what each confidence would keep.
     """
     from cryoforum_plugin.atomic import check_output
 
     if output.suffix.lower() not in (".html", ".htm", ".pdf"):
         raise click.UsageError(f"--output {output} must end in .html or .pdf")
     check_output(output, overwrite)
-    from cryoforum_plugin.report import write_report
+    from cryoforum_plugin.report import prepare_report
 
-    write_report(directory, output, overwrite=overwrite)
+    prepare_report(directory, data_root=data_root).write(output, overwrite=overwrite)
     click.echo(f"written: {output}")

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cryoforum_plugin.charts.charts import BLUE, GREY, ORANGE, VERMILION
 from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.particles import FloatArray, ParticleSet
-from cryoforum_plugin.report.figures import BLUE, GREY, ORANGE, VERMILION
 
 Mask = NDArray[np.bool_]
 

@@ -17,7 +17,7 @@ from cryoforum_plugin.simulation.draw import PURE_NOISE, WRONG_PARTICLE
 
 MAP_FILE = Path(__file__).parent / "ribosome70S_4v5a_64px_6A.mrc"
 OUTPUTS = (
-    "training", "new", "model", "predicted.star", "selected.star", "rejected.star", "evaluation_all.json",
+    "training", "new", "model", "predicted.star", "selected.star", "rejected.star", "selection.json", "evaluation.json",
     "map_predicted", "map_predicted.json", "map_selected", "map_selected.json", "demo.png", "report.html",
 )  # fmt: skip
 Run = Callable[..., None]
@@ -65,8 +65,9 @@ def run_demo(folder: Path, size: DemoSize, seed: int, run: Run) -> DemoResult:
     run("train", train / "particles.star", "-o", folder / "model", *options)
     predicted, selected = folder / "predicted.star", folder / "selected.star"
     run("predict", folder / "model", new / "particles.star", "-o", predicted)
-    run("select", predicted, "-o", selected, "--rejected", folder / "rejected.star", "--auto")
-    run("evaluate", predicted, new / "particles.star", "--json", folder / "evaluation_all.json")
+    others = ["--rejected", folder / "rejected.star", "--json", folder / "selection.json"]
+    run("select", predicted, "-o", selected, "--auto", *others)
+    run("evaluate", predicted, new / "particles.star", "--json", folder / "evaluation.json")
     for table in (predicted, selected):
         output = folder / f"map_{table.stem}"
         run("reconstruct", table, "-o", output, "--json", f"{output}.json")

@@ -9,7 +9,7 @@ from typing import Any
 
 from cryoforum_plugin.atomic import atomic_file
 
-RECORD = "job.json"
+RECORD, SELECTION = "job.json", "selection.json"
 _KEPT = ("train", "predict")  # what a later run does not do again when it is finished
 
 
@@ -47,6 +47,16 @@ class JobRecord:
         self.values[step] = values | ({"warnings": found} if found else {})
         with atomic_file(self.folder / RECORD, overwrite=True) as temporary:
             temporary.write_text(json.dumps(self.values, indent=2) + "\n")
+
+    def note_selection(self, figures: dict[str, Any]) -> None:
+        """Record a selection, what it weighed in selection.json only, as `select --json` writes it."""
+        with atomic_file(self.folder / SELECTION, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(figures, indent=2) + "\n")
+        self.note("select", {name: value for name, value in figures.items() if name != "auto"})
+
+    def forget_selection(self) -> None:
+        """Remove what an earlier run's selection weighed."""
+        (self.folder / SELECTION).unlink(missing_ok=True)
 
     def finished(self, step: str, identity: dict[str, Any], output: Path) -> bool:
         """Tell whether an earlier run has done this very step."""

@@ -19,6 +19,7 @@ from cryoforum_plugin.learning.loop import make_fabric
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
+from cryoforum_plugin.particles.description import describe
 from cryoforum_plugin.prediction.members import ready
 from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.progress import progress
@@ -28,23 +29,6 @@ from cryoforum_plugin.training.train import train
 
 LOG = logging.getLogger("cryoforum")
 USELESS_DEG = 20.0  # beyond the reach of any local search
-
-
-def describe(name: str, particles: ParticleSet) -> dict[str, Any]:
-    """What a table holds, in a few figures; `name` says where it is from."""
-    sizes = sorted({f"{size:g}" for size in np.unique(particles.pixel_size_A)})
-    halves = {half: int((particles.half_set == half).sum()) for half in (1, 2)}
-    return {
-        "input": name,
-        "particles": len(particles),
-        "image stacks": len(particles.stacks),
-        "pixel size (A)": ", ".join(sizes),
-        "optics groups": len(np.unique(particles.optics_group)),
-        "micrographs": int(particles.micrograph.max()) + 1,
-        "half sets": f"{halves[1]} + {halves[2]}" if any(halves.values()) else "none",
-        "orientations": "yes" if particles.rotation is not None else "no",
-        "CTF": "yes" if particles.ctf is not None else "no",
-    }
 
 
 def _told(data: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +142,7 @@ def predict_table(
         LOG.info("predicting: finished in an earlier run, kept")
         return
     particles = ready(model, particles)
-    data = _told(describe(name, particles))
+    data = _told(describe(name, particles)) | {"model": str(model.directory)}
     record.note("predict", {**data, "identity": identity})  # from here on what `output` holds is not known
     device = choose_device(device_name)
     LOG.info("predicting on %s", device)

@@ -33,7 +33,7 @@ class ReferenceMap:
     part of each shell's power that is signal, 1 for a map without noise, 0 beyond its resolution.
     absolute : whether its grey values are those of normalised images, of noise with `noise_density`
     `(n // 2 + 1,)` (see ImageSource). average, fsc : of a map that was rebuilt from particles, the same without
-    filter, and the FSC of its halves; None otherwise.
+    filter, and the FSC of its halves, of so many `particles` together; None otherwise.
     """
 
     volume: Tensor
@@ -43,6 +43,7 @@ class ReferenceMap:
     noise_density: Tensor | None = None
     average: Tensor | None = None
     fsc: Tensor | None = None
+    particles: int | None = None
 
     @property
     def side_A(self) -> float:
@@ -112,7 +113,7 @@ def rebuild(
         filtered, belief = _wiener(volume, regions, together)
         maps.append(ReferenceMap(filtered, belief, found.pixel_size_A, noise_density=noise))
     LOG.info("reference for refinement: %d particles, %.1f A", len(rows), maps[0].finest_A)
-    return replace(maps[0], average=average, fsc=found.fsc.cpu()), maps[1], maps[2]
+    return replace(maps[0], average=average, fsc=found.fsc.cpu(), particles=len(rows)), maps[1], maps[2]
 
 
 def coarsest(side_A: float, diameter_A: float | None) -> float:

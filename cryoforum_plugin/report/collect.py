@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cryoforum_plugin.errors import CryoForumError, ModelError
+from cryoforum_plugin.host_job.record import read_record
 from cryoforum_plugin.particles import FloatArray, ParticleSet
+from cryoforum_plugin.report.files import (
+    Rows,
+    Suspects,
+    flatten,
+    read_fsc,
+    read_json,
+    read_metrics,
+    read_suspects,
+)
+from cryoforum_plugin.settings import DEFAULT_VIEWS
 
-Rows = list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Suspects:
-    """Particles whose own pose is implausible (suspect_labels.csv): how many, and the first of them."""
-
-    count: int
-    first: Rows
+Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,9 @@ class Run:
 
     job : what a host's job was asked to do and did (job.json). metrics : columns of metrics.csv `(epochs,)`,
     nan where a cell is empty. tables : predicted particles by file name. fsc : name -> (resolution_A, fsc),
-    each `(shells,)`.
+    each `(shells,)`. model : folder of the model that predicted, None where it is not known. symmetry, diameter_A :
+    point group and size of its particle. reliability : how errors and uncertainties agree where poses are known, by what was compared.
+    evaluation : figures of evaluation.json. selection : content of selection.json.
     """
 
     directory: Path
@@ -43,28 +44,48 @@ class Run:
     fsc: dict[str, tuple[FloatArray, FloatArray]]
     warnings: list[str]
     suspects: Suspects | None = None
+    model: Path | None = None
+    symmetry: str = "C1"
+    diameter_A: float | None = None
+    reliability: dict[str, Figures] = field(default_factory=dict)
+    evaluation: Rows = field(default_factory=list)
+    selection: dict[str, Any] = field(default_factory=dict)
 
 
-def collect_run(directory: Path, tables: Mapping[str, ParticleSet] | None = None) -> Run:
+def collect_run(
+    directory: Path, tables: Mapping[str, ParticleSet] | None = None, data_root: Path | None = None
+) -> Run:
     """Read what `directory` holds; the model may lie in it or in its `model` folder.
 
-    tables : the predicted particles, by name, where they need not be read again.
+    tables : the predicted particles, by name, where they need not be read again. data_root : where their image paths
+    start from.
     Raises ModelError when it is no folder or holds nothing that a report could show.
     """
     if not directory.is_dir():
         raise ModelError(f"{directory} is not a folder; give a model directory or the folder of a run")
     model = directory if (directory / "config.json").exists() else directory / "model"
-    job = _read_json(directory / "job.json")
+    job = read_json(directory / "job.json")
+    found = _read_tables(directory, job.get("tables", {}), data_root) if tables is None else dict(tables)
+    used = next(_model_folders(model, job, found), None)
+    calibration = {} if used is None else read_json(used / "calibration.json")
+    settings = {} if used is None else read_json(used / "config.json").get("settings", {})
+    evaluation = read_json(directory / "evaluation.json")
     run = Run(
         directory=directory,
         job=_readable(job),
-        settings=_read_json_rows(model / "config.json"),
+        settings=flatten(read_json(model / "config.json")),
         metrics=read_metrics(model / "metrics.csv"),
-        calibration=_read_json_rows(model / "calibration.json"),
-        tables=_read_tables(directory, job.get("tables", {})) if tables is None else dict(tables),
+        calibration=_without(read_json(model / "calibration.json"), "reliability"),
+        tables=found,
         fsc={_fsc_name(path, directory): read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
         warnings=_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
         suspects=read_suspects(model / "suspect_labels.csv"),
+        model=used,
+        symmetry=str(job.get("symmetry") or settings.get("symmetry") or "C1"),
+        diameter_A=settings.get("images.diameter_A"),
+        reliability=_reliability(calibration, evaluation),
+        evaluation=_without(evaluation, "reliability"),
+        selection=read_json(directory / "selection.json"),
     )
     if not (run.settings or run.metrics or run.tables or run.fsc):
         raise ModelError(
@@ -80,81 +101,30 @@ def _readable(job: dict[str, Any]) -> Rows:
     return [(name, value) for name, value in flatten(shown) if not set(name.split(".")) & set(internal)]
 
 
-def flatten(value: Any, prefix: str = "") -> Rows:
-    """Turn nested dictionaries and lists into rows ("section.key", value); long lists are abridged."""
-    if isinstance(value, dict):
-        return [
-            row for key, item in value.items() for row in flatten(item, f"{prefix}.{key}" if prefix else key)
-        ]
-    if isinstance(value, list):
-        texts = [text for item in value[:8] for _, text in flatten(item)]
-        return [(prefix, ", ".join(texts) + (f", ... ({len(value)} values)" if len(value) > 8 else ""))]
-    return [(prefix, f"{value:.6g}" if isinstance(value, float) else str(value))]
+def _without(content: Figures, name: str) -> Rows:
+    """Rows of everything but one part, which is drawn."""
+    return flatten({key: value for key, value in content.items() if key != name})
 
 
-def read_metrics(path: Path) -> dict[str, FloatArray]:
-    """Columns of metrics.csv, nan where a cell is empty or no number; {} without the file or rows."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]} if rows else {}
+def _model_folders(model: Path, job: Figures, tables: Mapping[str, ParticleSet]) -> Iterator[Path]:
+    """Folders of the model that predicted: that of the run, of the job, or of the job that made a table."""
+    records = [job, *(read_record(table.source.parent) for table in tables.values())]
+    steps = [record.get("predict") for record in records]
+    named = [step.get("model") for step in steps if isinstance(step, dict)]
+    for folder in (model, *(Path(name) for name in named if isinstance(name, str))):
+        if (folder / "config.json").exists():
+            yield folder
 
 
-def read_suspects(path: Path, shown: int = 10) -> Suspects | None:
-    """Count of a suspect_labels.csv and a line for each of its first; None without the file.
-
-    Raises ModelError when it is another table.
-    """
-    if not path.exists():
-        return None
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        first = [
-            (
-                row["image"],
-                f"{float(row['angle_deg']):.1f} deg away, probability {float(row['probability']):.3f}",
-            )
-            for row in rows[:shown]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{path}: no table of suspect labels ({error!r}); remove it, or train again"
-        ) from error
-    return Suspects(len(rows), first)
-
-
-def read_fsc(path: Path) -> tuple[FloatArray, FloatArray]:
-    """Columns resolution_A and fsc of an fsc.csv. Raises ModelError when it has none."""
-    columns = read_metrics(path)
-    if not {"resolution_A", "fsc"} <= set(columns):
-        raise ModelError(f"{path}: no columns resolution_A and fsc")
-    return columns["resolution_A"], columns["fsc"]
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return float("nan")
-
-
-def _read_json_rows(path: Path) -> Rows:
-    return flatten(_read_json(path))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file, {} without it."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return content
+def _reliability(calibration: Figures, evaluation: Figures) -> dict[str, Figures]:
+    """What is known of the validation particles, predicted as by default and refined, and of an evaluation."""
+    held_out = calibration.get("reliability") or {}
+    names = {
+        "evaluation.json": evaluation.get("reliability"),
+        "validation, refined": held_out.get("refined"),
+        f"validation, {DEFAULT_VIEWS} views": held_out.get(str(DEFAULT_VIEWS)),
+    }
+    return {name: figures for name, figures in names.items() if isinstance(figures, dict)}
 
 
 def _fsc_name(path: Path, directory: Path) -> str:
@@ -162,7 +132,7 @@ def _fsc_name(path: Path, directory: Path) -> str:
     return "all" if name == "." else name
 
 
-def _read_tables(directory: Path, more: Mapping[str, str]) -> dict[str, ParticleSet]:
+def _read_tables(directory: Path, more: Mapping[str, str], data_root: Path | None) -> dict[str, ParticleSet]:
     """Tables with predictions in the folder itself, by file name, and `more` that a job worked on, by its part."""
     from cryoforum_plugin.formats import read_particles
 
@@ -173,7 +143,7 @@ def _read_tables(directory: Path, more: Mapping[str, str]) -> dict[str, Particle
     tables: dict[str, ParticleSet] = {}
     for name, path in paths.items():
         try:
-            particles = read_particles(path)
+            particles = read_particles(path, data_root)
         except CryoForumError:
             continue
         if particles.prediction is not None and len(particles):

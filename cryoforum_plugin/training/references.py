@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,5 +38,6 @@ def refinement_references(prepared: Prepared, shown: ShownMap | None, quiet: boo
         )  # fmt: skip
         return {}
     if shown is not None and shown.alone:
-        return {0: matched(shown, maps[0], diameter_A)}
+        # the FSC is that of simulated images, and tells nothing of what real particles can show
+        return {0: replace(matched(shown, maps[0], diameter_A), particles=None)}
     return used

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cryoforum_plugin import __version__, formats
 from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.charts.figures import draw
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
 from cryoforum_plugin.confidence.selection import Selection
 from cryoforum_plugin.errors import HostError
@@ -33,8 +33,9 @@ from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.particles.half_sets import with_half_sets
 from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings
 from cryoforum_plugin.reconstruction.write import write_fsc
-from cryoforum_plugin.report import figures, write_report
-from cryoforum_plugin.report.collect import read_fsc, read_metrics
+from cryoforum_plugin.report import Report, prepare_report
+from cryoforum_plugin.report.particle_charts import confidence_histogram, view_distributions
+from cryoforum_plugin.report.pdf import panel_figure
 from cryosparc_job.job import client as generation
 from cryosparc_job.job import outputs
 from cryosparc_job.job.calls import call
@@ -73,10 +74,6 @@ def work_folder(model_dir: Path) -> Path:
 def symmetry_of(model_dir: Path) -> str:
     """Point group of a model."""
     return load_model(model_dir, choose_device("cpu")).settings.symmetry
-
-
-def _curves(model_dir: Path) -> Figure:
-    return figures.training_curves(read_metrics(model_dir / "metrics.csv"))
 
 
 class Work:
@@ -120,11 +117,19 @@ class Work:
             tables = self._write(record, names, slots, predicted)
             record.note("outputs", {"external job": self.job.uid, "outputs": ", ".join(names)})
         self._report(self.folder, tables)
+        attempt("showing the result", self._pictures, tables)
 
     def _report(self, folder: Path, tables: dict[str, ParticleSet] | None = None) -> None:
-        report = folder / "report.html"
-        attempt("writing the report", lambda: write_report(folder, report, tables=tables))
-        LOG.info("report: %s", report)
+        """Write report.html into `folder`, and show its figures in the event log."""
+        path = folder / "report.html"
+        report: Report | None = attempt("preparing the report", prepare_report, folder, tables)
+        if report is None:
+            return
+        attempt("writing the report", report.write, path)
+        LOG.info("report: %s", path)
+        for panel in report.panels:
+            if panel.charts:
+                self.events.plot(panel.title.lower(), panel_figure, panel)
 
     def _read(self, source: Any, output: str, table: Path) -> tuple[ParticleSet, Path]:
         """Particles in `table`, and the folder that their image paths start from."""
@@ -149,7 +154,6 @@ class Work:
             init_from=request.init_from, overwrite=request.overwrite,
         )  # fmt: skip
         self._report(directory)
-        self.events.tile(self.events.plot("training", _curves, directory))
         self.events.checkpoint("trained")
 
     def _predict(self, record: JobRecord) -> ParticleSet:
@@ -202,6 +206,8 @@ class Work:
             sets |= {"selected": shown[keep], "rejected": shown[~keep]}
         sets = {name: particles for name, particles in sets.items() if len(particles)}
         shutil.rmtree(self.folder / "fsc", ignore_errors=True)
+        if keep is None:
+            record.forget_selection()
         if self.request.fsc:
             self._reconstruct(record, sets)
             check_alive(self.job)
@@ -209,8 +215,8 @@ class Work:
             outputs.save(self.job, name, predicted, slots, rows)
             LOG.info("%s: %d particles", name, int(rows.sum()))
             check_alive(self.job)
-        attempt("showing the result", self._show, sets)
-        return {f"{name}.cs": particles for name, particles in sets.items()}
+        on_disk = replace(shown, source=self.folder / "predicted.cs")
+        return {f"{name}.cs": on_disk if name == "all" else part for name, part in sets.items()}
 
     def _select(self, record: JobRecord, predicted: ParticleSet) -> Selection:
         criteria = self.request.criteria
@@ -227,19 +233,17 @@ class Work:
             LOG.info("selecting: %s", line)
         for name, counts in selection.counts.items():
             LOG.info("selecting: %s: %d kept, %d rejected", name, counts["kept"], counts["rejected"])
-        record.note("select", selection.figures())
+        record.note_selection(selection.figures())
         return selection
 
     def _reconstruct(self, record: JobRecord, sets: dict[str, ParticleSet]) -> None:
-        """FSC of every set, on disk and as a plot."""
+        """FSC of every set, on disk."""
         symmetry = symmetry_of(self.request.model_dir)
         results = reconstruct_sets(sets, ReconstructionSettings(symmetry=symmetry), self.request.device)
-        curves = {}
         for name, result in results.items():
             path = self.folder / "fsc" / name / "fsc.csv"
             with atomic_file(path, overwrite=True) as temporary:
                 write_fsc(temporary, result.fsc, result.pixel_size_A)
-            curves[name] = read_fsc(path)
         resolutions = {name: round(result.resolution_0143_A, 3) for name, result in results.items()}
         worst = {name: round(result.cones.worst_A, 3) for name, result in results.items()}
         record.note(
@@ -250,26 +254,19 @@ class Work:
                 "in the worst direction (A)": worst,
             },
         )
-        if curves:
-            self.events.plot("FSC", figures.fsc_curves, curves)
 
-    def _show(self, sets: dict[str, ParticleSet]) -> None:
-        """Plots in the event log, a picture for each output, and the job's own."""
-        confidence, errors = dict[str, Any](), dict[str, Any]()
-        for name, particles in sets.items():
-            prediction = particles.prediction
-            assert prediction is not None
-            assert prediction.expected_error_deg is not None
-            confidence[name], errors[name] = prediction.confidence, prediction.expected_error_deg
-        chosen = confidence.get("selected")
-        rotation = {name: particles.require_rotation() for name, particles in sets.items()}
-        self.events.plot("views", figures.view_distributions, rotation)
-        threshold = None if chosen is None else float(chosen.min())
-        histogram = self.events.plot("confidence", figures.confidence_histogram, confidence, threshold)
-        self.events.plot("expected error", figures.expected_error_histogram, errors)
+    def _pictures(self, tables: dict[str, ParticleSet]) -> None:
+        """A picture for each output, and the job's own."""
+        confidence = {
+            name: particles.prediction.confidence
+            for name, particles in tables.items()
+            if particles.prediction
+        }
+        histogram = draw(confidence_histogram(confidence))
         self.events.thumbnail(outputs.INPUT, histogram)
-        pictures = {outputs.POSES: "all", outputs.SELECTED: "selected", outputs.REJECTED: "rejected"}
+        pictures = {outputs.POSES: "all.cs", outputs.SELECTED: "selected.cs", outputs.REJECTED: "rejected.cs"}
         for output, name in pictures.items():
-            if name in rotation and (output == outputs.POSES or len(sets) > 1):
-                self.events.thumbnail(output, figures.view_distributions({name: rotation[name]}))
+            if name in tables and (output == outputs.POSES or len(tables) > 1):
+                views = view_distributions({name: tables[name].require_rotation()})
+                self.events.thumbnail(output, draw(*views))
         self.events.tile(histogram)

@@ -63,7 +63,7 @@ def select_step(
         warn_of_one_half(sets[name], f"{name}.star")
     for name, counts in selection.counts.items():
         LOG.info("selecting: %s: %d kept, %d rejected", name, counts["kept"], counts["rejected"])
-    work.note("select", selection.figures())
+    work.note_selection(selection.figures())
     return sets
 
 
@@ -120,9 +120,10 @@ def _write(work: Workspace, name: str, result: Reconstruction, maps: bool) -> No
         work.made.append(file)
 
 
-def forget_curves(work: Workspace) -> None:
-    """Remove the FSC curves of an earlier run of this job."""
+def forget_choices(work: Workspace) -> None:
+    """Remove the FSC curves of an earlier run of this job, and what its selection weighed."""
     shutil.rmtree(work.path("fsc"), ignore_errors=True)
+    work.forget_selection()
 
 
 def symmetry_of(job: Job, predicted: Path) -> str:

@@ -9,14 +9,14 @@ from cryoforum_plugin import __version__
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.host_job.steps import describe
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.particles import ParticleSet
+from cryoforum_plugin.particles.description import describe
 from cryoforum_plugin.report import write_report
 from relion_external.job.choosing import (
     check_reconstruction,
     criteria_of,
-    forget_curves,
+    forget_choices,
     reconstruct_step,
     select_step,
     symmetry_of,
@@ -43,7 +43,7 @@ def run_job(job: Job) -> None:
         symmetry_group(job.symmetry or "C1")
     if job.in_mask is not None and not job.in_mask.is_file():
         raise HostError(f"{HOST['in_mask']}: {job.in_mask} is not there; correct it or leave it empty")
-    forget_curves(work)
+    forget_choices(work)
     if job.job == "train":
         train_step(work, job.in_parts)
     else:

@@ -21,7 +21,6 @@ from cryoforum_plugin.confidence.selection import Criteria
 from cryoforum_plugin.errors import CryoForumError, HostError
 from cryoforum_plugin.prediction.run import PredictOptions
 from cryoforum_plugin.reconstruction.reconstruct import reconstruct
-from cryoforum_plugin.report import figures
 from cryosparc_job.job import calls, event_log, life, work
 from cryosparc_job.job.request import RECONSTRUCTION, Next, Request
 from cryosparc_job.job.steps import run
@@ -178,9 +177,8 @@ def test_pictures_and_reports_never_end_a_run(
     def broken(*arguments: Any, **named: Any) -> None:
         raise OSError("no space left")
 
-    for name in ("view_distributions", "confidence_histogram", "expected_error_histogram"):
-        monkeypatch.setattr(figures, name, broken)
-    monkeypatch.setattr(work, "write_report", broken)
+    for name in ("panel_figure", "confidence_histogram", "prepare_report"):
+        monkeypatch.setattr(work, name, broken)
     uid = run(Request(add_job(cryosparc_server), model))
     assert cryosparc_server.state.jobs["P1", uid]["status"] == "completed"
     assert "no space left" in texts(cryosparc_server, uid)

@@ -197,6 +197,10 @@ def test_a_whole_pipeline_without_relion(finished: Path) -> None:
     assert (folder / "report.html").exists()
     record = json.loads((folder / "job.json").read_text())
     assert record["select"]["counts"]["all"] == {"kept": 38, "rejected": 37}
+    assert json.loads((folder / "selection.json").read_text())["counts"] == record["select"]["counts"]
+    assert record["predict"]["model"] == "External/job001/model"
+    page = (folder / "report.html").read_text()
+    assert "cryoforum select External/job001/predicted.star -o External/job001/selected_" in page
     with open(finished / "out.txt", newline="") as file:
         shown = [line.rpartition("\r")[2] for line in file.read().split("\n")]  # as RELION's GUI shows it
     assert any(line.startswith("epoch 2/2: train loss") for line in shown)
