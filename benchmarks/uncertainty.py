@@ -53,6 +53,7 @@ from cryoforum_plugin.simulation.write import write_simulation
 
 SNR_RANGE = (0.02, 0.4)
 JUNK_KINDS = {1: "ice", 2: "off-centre", 3: "phase-randomised particle"}
+JUNK_PART = 0.2
 RATCHET_DEG = 8.0  # of the smaller part of the ribosome about the long axis, for another state
 WRONG_PIXEL = 1.03
 KINDS = {"network": ["--no-refine"], "refined": ["--refine"]}
@@ -204,14 +205,53 @@ def other_state() -> torch.Tensor:
     return torch.from_numpy((volume * (1 - part) + moved).astype(np.float32))
 
 
+def broken() -> torch.Tensor:
+    """Half of the ribosome: what lies on one side of a plane through its middle, softly cut."""
+    volume = read_map(PROTOCOLS["ribosome"].map)[0]
+    z = torch.arange(len(volume))[:, None, None] - len(volume) // 2
+    return volume * torch.sigmoid(z / 1.5)
+
+
+class Neighbours(FixedNoise):
+    """A second particle that overlaps the first, half a box away."""
+
+    def signal(self, draw: Draw, rows: NDArray[np.int64]) -> torch.Tensor:
+        """As the parent's, with another one of the batch."""
+        images = super().signal(draw, rows)
+        n = images.shape[-1]
+        others = images.flip(0).roll((n // 3, n // 3), (1, 2))
+        others[:, : n // 6] = 0  # what was rolled round
+        others[:, :, : n // 6] = 0
+        return images + others
+
+
+class CarbonEdge(FixedNoise):
+    """No particle, and a straight edge as bright as one across the image, at a random angle."""
+
+    def signal(self, draw: Draw, rows: NDArray[np.int64]) -> torch.Tensor:
+        """The edge."""
+        images = super().signal(draw, rows)
+        n = images.shape[-1]
+        angle = torch.from_numpy(np.random.default_rng(int(rows[0])).uniform(0, 2 * np.pi, len(rows))).float()
+        y, x = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) - n // 2] * 2, indexing="ij")
+        across = angle.cos()[:, None, None] * x + angle.sin()[:, None, None] * y
+        return torch.sigmoid(across) * images.std() * 2
+
+
 def set_of(
-    work: Path, name: str, volume: torch.Tensor | None, seed: int, count: int, **more: Any
+    work: Path,
+    name: str,
+    volume: torch.Tensor | None,
+    seed: int,
+    count: int,
+    make: type[FixedNoise] = FixedNoise,
+    **more: Any,
 ) -> ParticleSet:
     """Simulate `count` ribosomes, or other particles in their noise, into a folder; return the table."""
     settings = SimulationSettings(count=count, snr=0.1, low_pass_A=11.0, seed=seed, **more)
     ribosome, pixel_A = read_map(PROTOCOLS["ribosome"].map)
     own = Simulator(ribosome, pixel_A, replace(settings, junk=0.0))
-    simulator = FixedNoise(ribosome if volume is None else volume, pixel_A, settings)
+    simulator = make(ribosome if volume is None else volume, pixel_A, settings)
     draw = draw_particles(settings, simulator.pixel_size_A, simulator.box_px)
     simulator.std = own.noise_std(replace(draw, junk=np.zeros_like(draw.junk)))
     write_simulation(simulator, draw, work / name, overwrite=True, data_root=work)
@@ -222,16 +262,19 @@ def junk(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A fifth of junk: scores, and the map of what --auto keeps beside that of the good."""
     model = trained(work, PROTOCOLS["ribosome"], options)
     n = options.test_count
-    bad, other = round(0.15 * n), round(0.05 * n)
-    one = set_of(work, "picks", None, SEED + 200, n - other, junk=bad / (n - other))
-    set_of(work, "other", other_particle(), SEED + 201, other)
+    each = round(JUNK_PART * n / len({*JUNK_KINDS, *OTHER_JUNK}))
+    size = n - each * len(OTHER_JUNK)
+    set_of(work, "picks", None, SEED + 200, size, junk=each * len(JUNK_KINDS) / size)
+    for number, (kind, (volume, make)) in enumerate(OTHER_JUNK.items()):
+        set_of(work, kind, None if volume is None else volume(), SEED + 201 + number, each, make)
     with open(work / "picks" / "truth.csv", newline="") as file:
         kinds = [int(row["cryoforumSimulatedJunk"]) for row in csv.DictReader(file)]
-    names = np.array([JUNK_KINDS.get(kind, "good") for kind in kinds] + ["beta-galactosidase"] * other)
-    joined = _concatenated(work, ["picks", "other"])
+    others = [kind for kind in OTHER_JUNK for _ in range(each)]
+    names = np.array([JUNK_KINDS.get(kind, "good") for kind in kinds] + others)
+    joined = _concatenated(work, ["picks", *OTHER_JUNK])
     write_particles(joined, work / "all.star", overwrite=True, data_root=work)
     write_particles(joined[names == "good"], work / "true_good.star", overwrite=True, data_root=work)
-    result: dict[str, Any] = {"good": int((names == "good").sum()), "set": len(one) + other}
+    result: dict[str, Any] = {"good": int((names == "good").sum()), "set": len(names)}
     for name, extra in KINDS.items():
         run_figures = predicted(work, model, "all.star", name, *extra)
         prediction = read_particles(work / f"{name}.star", work).prediction
@@ -329,6 +372,12 @@ def _alarms(
             yield {"alarms": ["the command refused"]}
 
 
+OTHER_JUNK: dict[str, tuple[Callable[[], torch.Tensor] | None, type[FixedNoise]]] = {
+    "beta-galactosidase": (other_particle, FixedNoise),
+    "broken": (broken, FixedNoise),
+    "neighbours": (None, Neighbours),
+    "carbon edge": (None, CarbonEdge),
+}
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "coverage": coverage, "mixed": mixed, "junk": junk, "alarm": alarm,
 }  # fmt: skip
