@@ -376,7 +376,7 @@ OTHER_JUNK: dict[str, tuple[Callable[[], torch.Tensor] | None, type[FixedNoise]]
     "beta-galactosidase": (other_particle, FixedNoise),
     "broken": (broken, FixedNoise),
     "neighbours": (None, Neighbours),
-    "carbon edge": (None, CarbonEdge),
+    "carbon-edge": (None, CarbonEdge),
 }
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "coverage": coverage, "mixed": mixed, "junk": junk, "alarm": alarm,
