@@ -98,7 +98,8 @@ def radii(raw: RawPrediction, calibration: Calibration, levels: Sequence[float])
     """Radii `(n, k)` rad of the balls about the modes that hold each of `levels` of the calibrated posterior."""
     if raw.modes is not None and raw.log_weight is not None:
         return _radii_of_several(*scaled(raw.modes, raw.log_weight, calibration), levels)
-    return _radii(calibration.widened(raw.bingham), calibration.law, right_basin(raw, calibration), levels)
+    errors = _Errors(calibration.widened(raw.bingham), calibration, right_basin(raw, calibration))
+    return errors.radii(levels)
 
 
 def scaled(modes: Tensor, log_weight: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
@@ -188,35 +189,40 @@ def right_basin(raw: RawPrediction, calibration: Calibration) -> FloatArray:
     return np.nan_to_num(right, nan=1.0)
 
 
-def _radii(bingham: Tensor, law: RadialLaw | None, right: FloatArray, levels: Sequence[float]) -> FloatArray:
-    """Radii `(n, k)` of a mode that is right with probability `right` `(n,)`, and else anywhere."""
-    wanted = np.array(levels)[None, :]
-    inner = (wanted / right.clip(1e-9)[:, None]).clip(max=HIGHEST_LEVEL)
-    if law is None:
-        columns = [credible_radius(bingham, torch.from_numpy(at.copy())).numpy() for at in inner.T]
-        radius = np.stack(columns, axis=1)
-    else:
-        radius = credible_radius(bingham, LEVEL).numpy()[:, None] * law.quantile(inner)
-    # beyond the right basin: P(angle < a) = (a - sin a) / pi of uniform rotations
-    angle = np.linspace(0, math.pi, 721)
-    rest = ((wanted - right[:, None]) / (1 - right).clip(1e-9)[:, None]).clip(0, 1)
-    outside = np.maximum(radius, np.interp(rest, (angle - np.sin(angle)) / math.pi, angle))
-    return np.minimum(np.where(inner < HIGHEST_LEVEL, radius, outside), math.pi)
+class _Errors:
+    """How large the errors of calibrated posteriors A `(n, 10)` of one mode are, right with probability `right` `(n,)`."""
 
+    def __init__(self, bingham: Tensor, calibration: Calibration, right: FloatArray) -> None:
+        self.bingham, self.law, self.basin, self.right = bingham, calibration.law, calibration.basin, right
+        self.inner_rad: FloatArray = credible_radius(bingham, LEVEL).numpy()  # of the right basin
 
-def _confidence_and_mean(
-    bingham: Tensor, calibration: Calibration, right: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Probability `(n,)` of an error below the target, and mean error `(n,)` rad."""
-    target = math.radians(TARGET_DEG)
-    if calibration.law is None:
-        inside, mean, _ = summarise(bingham, target, LEVEL).numpy().T
-    else:
-        radius = credible_radius(bingham, LEVEL).numpy()
-        inside, mean = calibration.law.probability(target / radius), calibration.law.mean(radius)
-    if calibration.basin is None:
-        return inside, mean
-    return right * inside, right * mean + (1 - right) * math.radians(calibration.basin.wrong_deg)
+    def radii(self, levels: Sequence[float]) -> FloatArray:
+        """Radii `(n, k)` rad of the balls that hold each level."""
+        wanted, right = np.array(levels)[None, :], self.right[:, None]
+        inner = (wanted / right.clip(1e-9)).clip(max=HIGHEST_LEVEL)
+        if self.law is None:
+            columns = [credible_radius(self.bingham, torch.from_numpy(at.copy())).numpy() for at in inner.T]
+            radius = np.stack(columns, axis=1)
+        else:
+            radius = self.inner_rad[:, None] * self.law.quantile(inner)
+        # beyond the right basin: P(angle < a) = (a - sin a) / pi of uniform rotations
+        angle = np.linspace(0, math.pi, 721)
+        rest = ((wanted - right) / (1 - right).clip(1e-9)).clip(0, 1)
+        outside = np.maximum(radius, np.interp(rest, (angle - np.sin(angle)) / math.pi, angle))
+        return np.minimum(np.where(inner < HIGHEST_LEVEL, radius, outside), math.pi)
+
+    def confidence_and_mean(self) -> tuple[FloatArray, FloatArray]:
+        """Probability `(n,)` of an error below the target, and mean error `(n,)` rad."""
+        target = math.radians(TARGET_DEG)
+        if self.law is None:
+            inside, mean, _ = summarise(self.bingham, target, LEVEL).numpy().T
+        else:
+            inside = self.law.probability(target / self.inner_rad)
+            mean = self.law.mean(self.inner_rad)
+        if self.basin is None:
+            return inside, mean
+        wrong_rad = math.radians(self.basin.wrong_deg)
+        return self.right * inside, self.right * mean + (1 - self.right) * wrong_rad
 
 
 def calibrated(
@@ -242,8 +248,12 @@ def calibrated(
     other, other_weight = rotation, torch.zeros(len(rotation), dtype=torch.float64)
     right = right_basin(raw, calibration)
     if raw.modes is None or raw.log_weight is None:
-        confidence, mean_rad = _confidence_and_mean(safe, calibration, right)
-        radius_rad = _radii(safe, calibration.law, right, LEVELS)
+        errors = _Errors(safe, calibration, right)
+        confidence, mean_rad = errors.confidence_and_mean()
+        radius_rad = errors.radii(LEVELS)
+        if calibration.basin is not None:
+            wider = np.square(errors.inner_rad / radius_rad[:, LEVELS.index(LEVEL)].clip(1e-9)).clip(max=1)
+            safe = safe * torch.from_numpy(wider)[:, None]
     else:
         unscaled = raw.modes.nan_to_num(0.0), raw.log_weight.nan_to_num(0.0)
         modes, log_weight = scaled(*unscaled, calibration)
@@ -252,10 +262,6 @@ def calibrated(
         )
         radius_rad = _radii_of_several(modes, log_weight, LEVELS)
         other, other_weight = best_alternative(modes, log_weight, symmetry)
-    if calibration.basin is not None:
-        inside = credible_radius(safe, LEVEL).numpy()
-        wider = np.square(inside / radius_rad[:, LEVELS.index(LEVEL)].clip(1e-9)).clip(max=1)
-        safe = safe * torch.from_numpy(wider)[:, None]
     g = gaps(matrix_from_upper(safe if network is None else network.double().nan_to_num()))
     good = usable.numpy()
 
