@@ -17,7 +17,7 @@ from cryoforum_plugin.simulation.draw import PURE_NOISE, WRONG_PARTICLE
 
 MAP_FILE = Path(__file__).parent / "ribosome70S_4v5a_64px_6A.mrc"
 OUTPUTS = (
-    "training", "new", "model", "predicted.star", "selected.star", "rejected.star", "selection.json", "evaluation.json",
+    "training", "new", "model", "predicted.star", "selected.star", "rejected.star", "prediction.json", "selection.json", "evaluation.json",
     "map_predicted", "map_predicted.json", "map_selected", "map_selected.json", "demo.png", "report.html",
 )  # fmt: skip
 Run = Callable[..., None]
@@ -64,7 +64,15 @@ def run_demo(folder: Path, size: DemoSize, seed: int, run: Run) -> DemoResult:
     options += [] if size.epochs is None else ["--epochs", size.epochs]
     run("train", train / "particles.star", "-o", folder / "model", *options)
     predicted, selected = folder / "predicted.star", folder / "selected.star"
-    run("predict", folder / "model", new / "particles.star", "-o", predicted)
+    run(
+        "predict",
+        folder / "model",
+        new / "particles.star",
+        "-o",
+        predicted,
+        "--json",
+        folder / "prediction.json",
+    )
     others = ["--rejected", folder / "rejected.star", "--json", folder / "selection.json"]
     run("select", predicted, "-o", selected, "--auto", *others)
     run("evaluate", predicted, new / "particles.star", "--json", folder / "evaluation.json")

@@ -75,10 +75,13 @@ def collect_run(
         job=_readable(job),
         settings=flatten(read_json(model / "config.json")),
         metrics=read_metrics(model / "metrics.csv"),
-        calibration=_without(read_json(model / "calibration.json"), "reliability"),
+        calibration=_without(read_json(model / "calibration.json"), "reliability", "likeness"),
         tables=found,
         fsc={_fsc_name(path, directory): read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
-        warnings=_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
+        warnings=[
+            *_alarms(read_json(directory / "prediction.json")),
+            *_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
+        ],
         suspects=read_suspects(model / "suspect_labels.csv"),
         model=used,
         symmetry=str(job.get("symmetry") or settings.get("symmetry") or "C1"),
@@ -101,9 +104,9 @@ def _readable(job: dict[str, Any]) -> Rows:
     return [(name, value) for name, value in flatten(shown) if not set(name.split(".")) & set(internal)]
 
 
-def _without(content: Figures, name: str) -> Rows:
-    """Rows of everything but one part, which is drawn."""
-    return flatten({key: value for key, value in content.items() if key != name})
+def _without(content: Figures, *names: str) -> Rows:
+    """Rows of everything but parts that are drawn, or serve the program."""
+    return flatten({key: value for key, value in content.items() if key not in names})
 
 
 def _model_folders(model: Path, job: Figures, tables: Mapping[str, ParticleSet]) -> Iterator[Path]:
@@ -125,6 +128,13 @@ def _reliability(calibration: Figures, evaluation: Figures) -> dict[str, Figures
         f"validation, {DEFAULT_VIEWS} views": held_out.get(str(DEFAULT_VIEWS)),
     }
     return {name: figures for name, figures in names.items() if isinstance(figures, dict)}
+
+
+def _alarms(prediction: Figures) -> list[str]:
+    """What `predict --json` found unlike the particles of the model's calibration."""
+    unlike = prediction.get("unlikeness")
+    found = unlike.get("alarms", []) if isinstance(unlike, dict) else []
+    return [f"predicted particles are unlike those the model was calibrated on: {text}" for text in found]
 
 
 def _fsc_name(path: Path, directory: Path) -> str:

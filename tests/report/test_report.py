@@ -67,6 +67,15 @@ def test_the_page_holds_everything_and_loads_nothing(run_folder: Path) -> None:
     assert "&lt;b&gt;&amp;" in page
 
 
+def test_what_is_unlike_the_calibration_stands_at_the_top(run_folder: Path) -> None:
+    alarms = {"unlikeness": {"alarms": ["fine detail fits the reference differently (-2.8 standard deviations)"]}}
+    (run_folder / "prediction.json").write_text(json.dumps(alarms))
+    warnings = collect_run(run_folder).warnings
+    assert len(warnings) == 2
+    assert "unlike" in warnings[0]
+    assert "-2.8" in warnings[0]
+
+
 def test_a_model_directory_alone(run_folder: Path) -> None:
     write_report(run_folder / "model", run_folder / "model" / "report.html")
     page = (run_folder / "model" / "report.html").read_text()
