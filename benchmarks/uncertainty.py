@@ -73,7 +73,7 @@ class MixedSimulator(FixedNoise):
     """Particles of different contrast in the same noise."""
 
     def signal(self, draw: Draw, rows: NDArray[np.int64]) -> torch.Tensor:
-        """As the parent's, each image times its own contrast, of mean square 1."""
+        """As the parent's, each image times its own contrast."""
         low, high = np.log(SNR_RANGE)
         generator = np.random.default_rng(self.settings.seed)
         snr = np.exp(generator.uniform(low, high, len(draw)))
@@ -388,7 +388,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("--protocol", choices=["ribosome", "betagal", "t20s_real"], default="ribosome")
+    parser.add_argument(
+        "--protocol", choices=["ribosome", "betagal", "t20s_real"], default="ribosome", help="of coverage"
+    )
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--model", type=Path, help="a trained model, in place of training one")
     parser.add_argument("--count", type=int, default=COUNT, help="particles to train, validate and leave out")
@@ -399,6 +401,8 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path)
     parser.add_argument("--output", type=Path, help="[default: benchmarks/results/uncertainty_PART.json]")
     options = parser.parse_args()
+    if options.part != "coverage" and options.protocol != "ribosome":
+        parser.error("--protocol is for coverage")
     name = f"{options.part}_{options.protocol}" if options.part == "coverage" else options.part
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work_dir or Path(temporary)

@@ -147,15 +147,22 @@ def fit_slope(bingham: Tensor, error_rad: FloatArray) -> tuple[float, float]:
     return 1.0 + min(SLOPES, key=loss), pivot
 
 
-def fit(raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray) -> Calibration:
-    """Fit on held-out rows of one mode: errors `(n,)` rad, shift errors `(n, 2)` Å."""
+def fit(
+    raw: RawPrediction, error_rad: FloatArray, shift_error_A: FloatArray, shaped: bool = True
+) -> Calibration:
+    """Fit on held-out rows of one mode: errors `(n,)` rad, shift errors `(n, 2)` Å.
+
+    shaped : fit slope and law too, not the width alone.
+    """
     ratio = np.square(shift_error_A) / np.square(raw.shift_sd_A.double().numpy())[:, None]
+    shift = float(np.sqrt(ratio.mean()))
+    if not shaped:
+        return Calibration(fit_width(raw.bingham, error_rad), shift)
     slope, pivot = fit_slope(raw.bingham, error_rad)
     bingham = raw.bingham.double() * stretched(raw.bingham, slope, pivot)[:, None]
     width = fit_width(bingham, error_rad)
     law = fit_radial_law(error_rad / credible_radius(bingham * width, LEVEL).numpy())
     reach = float(law.quantile(LEVEL))  # a little above 1, for the number of particles is finite
-    shift = float(np.sqrt(ratio.mean()))
     return Calibration(width / reach**2, shift, slope=slope, pivot=pivot, law=law.scaled(1 / reach))
 
 

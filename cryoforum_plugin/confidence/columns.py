@@ -15,7 +15,10 @@ LABELS = {
     "outlier_score": "cryoforumOutlierScore",
     "lambda_max": "cryoforumLambdaMax",
     "trace": "cryoforumTrace",
+    "credible_radius_50_deg": "cryoforumCredibleRadius50",
     "credible_radius_90_deg": "cryoforumCredibleRadius90",
+    "credible_radius_95_deg": "cryoforumCredibleRadius95",
+    "right_basin": "cryoforumRightBasin",
     "bingham": "cryoforumBingham1 to 10",
     "expected_shift_error_A": "rlnAccuracyTranslationsAngst",
 }

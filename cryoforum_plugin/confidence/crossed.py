@@ -28,18 +28,20 @@ def crossed(
     symmetry: str,
     basin: Basin | None = None,
     right: Any = None,
+    judged: Any = None,
 ) -> Figures:
     """`reliability` of held-out answers with errors `(n,)` rad and `(n, 2)` Å.
 
     rotation : known poses `(n, 4)`. basin : of refined poses, then `right` `(n,)` bool says which are in the right one,
-    and the widths are those of these.
+    and the widths are those of these. judged : `(n,)` bool, the rows that are judged; default all, the others are only
+    fitted on.
     """
     n, group = len(error_rad), torch.from_numpy(symmetry_group(symmetry))
-    right = np.ones(n, dtype=bool) if right is None else right
+    right, judged = (np.ones(n, dtype=bool) if rows is None else rows for rows in (right, judged))
     fold = np.random.default_rng(1).permutation(n) % FOLDS
     parts, places, inside = [], [], []
     for number in range(FOLDS):
-        rows, others = np.flatnonzero(fold == number), np.flatnonzero((fold != number) & right)
+        rows, others = np.flatnonzero((fold == number) & judged), np.flatnonzero((fold != number) & right)
         if not len(rows) or len(others) < FOLDS:
             continue
         factors = fit_factors(raw[others], rotation[others], shift_error_A[others], group)

@@ -147,7 +147,7 @@ def fit_factors(
     nll = negative_log_likelihood(matrix_from_upper(raw.modes.double()), label, group)
     own = (raw.log_weight - nll).argmax(1)
     single = replace(raw, bingham=raw.modes[torch.arange(len(own)), own], modes=None, log_weight=None)
-    factors = fit(single, errors(single, rotation, group), shift_error_A)
+    factors = fit(single, errors(single, rotation, group), shift_error_A, shaped=False)
     powers = torch.linspace(-2, 2, 33).exp().tolist()
 
     def loss(power: float) -> float:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from cryoforum_plugin.confidence.calibration import TARGET_DEG
 from cryoforum_plugin.confidence.ranking import spearman
-from cryoforum_plugin.confidence.view_coverage import viewing_directions
+from cryoforum_plugin.confidence.view_coverage import unit_views
 from cryoforum_plugin.geometry import (
     cell_of,
-    reduce_to_asymmetric_unit,
     symmetry_group,
 )
 from cryoforum_plugin.particles import FloatArray, Prediction
@@ -67,8 +65,7 @@ def directions(prediction: Prediction, error_deg: FloatArray, symmetry: str) -> 
         return []
     order = len(symmetry_group(symmetry))
     cells = int(np.clip(len(error_deg) / FEWEST, 1, MOST_CELLS)) * order
-    unit = reduce_to_asymmetric_unit(torch.from_numpy(prediction.rotation), symmetry).numpy()
-    view = viewing_directions(unit)
+    view = unit_views(prediction.rotation, symmetry)
     label = cell_of(view, cells)
     found = []
     for cell in np.unique(label):

@@ -32,7 +32,7 @@ SLICE_DEG = 3.0  # s.d. of a slice's thickness, seen from the centre
 UNSAMPLED = 0.02
 PARTICLES_PER_CELL = 50  # of a balanced selection, where views are uniform
 FEWEST_CELLS, MOST_CELLS = 12, 1200
-_ROWS_AT_ONCE = 2**18
+_ROWS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,12 @@ def view_cells(rotation: FloatArray, symmetry: str = "C1") -> IntArray:
     """
     order = len(symmetry_group(symmetry))
     cells = int(np.clip(len(rotation) * order / PARTICLES_PER_CELL, FEWEST_CELLS * order, MOST_CELLS * order))
+    return cell_of(unit_views(rotation, symmetry), cells)
+
+
+def unit_views(rotation: FloatArray, symmetry: str = "C1") -> FloatArray:
+    """Viewing directions `(n, 3)` of poses `(n, 4)` XYZW brought into the asymmetric unit, some at a time."""
     blocks = torch.from_numpy(np.asarray(rotation, dtype=np.float64)).split(_ROWS_AT_ONCE)
     return np.concatenate(
-        [cell_of(viewing_directions(reduce_to_asymmetric_unit(b, symmetry).numpy()), cells) for b in blocks]
+        [viewing_directions(reduce_to_asymmetric_unit(b, symmetry).numpy()) for b in blocks]
     )

@@ -140,7 +140,7 @@ def _likeness(model: Model, options: PredictOptions, refined: bool) -> Likeness:
     """What particles are compared with; how they agree with a map that is given is not known of the held-out ones."""
     kind = "refined" if refined and options.reference is None else str(options.views)
     known = model.calibration.get("likeness", {})
-    found = known.get(kind, known.get(str(options.views)))
+    found = known.get(kind)
     if found is None:
         raise ModelError(
             f"{model.directory} was calibrated by an older version of cryoforum; run `cryoforum recalibrate` with refined "

@@ -51,7 +51,8 @@ def calibrate_refined(
 
     network : the network's calibrated answers for `known.held_out`, `factors` what calibrated them. The width is fitted
     on more: a training particle refined against the reference of the other half set is as new to that map as
-    a new particle is to its own.
+    a new particle is to its own. How often a basin is wrong, the held-out ones say: the network knows where to start
+    the others.
     """
     pipeline, symmetry, rows = known.pipeline, model.settings.symmetry, known.held_out
     diameter_A, group = model.settings.images.diameter_A, torch.from_numpy(symmetry_group(symmetry))
@@ -80,7 +81,8 @@ def calibrate_refined(
             "calibration_particles": int(right.sum()),
         }
     )
-    judged = crossed(all_found, all_error, shift_error_A, all_rotation, symmetry, basin, right)
+    held_out = np.arange(len(all_rows)) < len(rows)
+    judged = crossed(all_found, all_error, shift_error_A, all_rotation, symmetry, basin, right, held_out)
     return figures, judged, fit_likeness(*figures_of(found, network, outliers, group)).state()
 
 

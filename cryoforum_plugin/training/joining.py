@@ -39,7 +39,11 @@ def joined_calibration(calibrations: dict[str, dict[str, Any]]) -> dict[str, Any
     joined: dict[str, Any] = _mean(list(calibrations.values()))
     joined.pop("likeness", None)
     for figures in joined.get("reliability", {}).values():
-        figures.pop("directions", None)
+        for name in ("directions", "quintiles", "confidence"):  # their groups differ
+            figures.pop(name, None)
+    joined["calibrated_on"] = "; ".join(
+        dict.fromkeys(str(known.get("calibrated_on", "")) for known in calibrations.values())
+    )
     if "refined" in joined:  # for all members alike, or one half map would be of refined poses, the other not
         joined["refined"]["helps"] = all(known["refined"]["helps"] for known in calibrations.values())
     return joined | {"members": calibrations}
@@ -72,6 +76,8 @@ def _join_metrics(directory: Path, folders: list[Path]) -> None:
 def _mean(values: list[Any]) -> Any:
     """Mean of numbers, sum of counts, item by item of dictionaries and lists; the first of anything else."""
     first = values[0]
+    if any(value is None for value in values):
+        return None
     if isinstance(first, dict):
         shared = [key for key in first if all(key in value for value in values)]
         return {key: _mean([value[key] for value in values]) for key in shared}

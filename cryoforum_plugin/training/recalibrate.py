@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryoforum_plugin.atomic import atomic_directory
+from cryoforum_plugin.atomic import atomic_directory, check_directory
 from cryoforum_plugin.errors import OutputError, ParticleFileError
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.identity import among, image_keys
-from cryoforum_plugin.images.pipeline import ImagePipeline
+from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, load_model, update_calibration
 from cryoforum_plugin.particles import IntArray, ParticleSet
+from cryoforum_plugin.particles.splitting import spread_rows
 from cryoforum_plugin.prediction.members import ready
 from cryoforum_plugin.prediction.run import PredictOptions, image_pipeline
 from cryoforum_plugin.refinement.reference_file import read_references
-from cryoforum_plugin.training.calibrate import calibrate
+from cryoforum_plugin.settings import Settings
+from cryoforum_plugin.training.calibrate import MOST_PARTICLES, calibrate
 from cryoforum_plugin.training.joining import joined_calibration
 from cryoforum_plugin.training.known_poses import KnownPoses
 
@@ -46,17 +48,20 @@ def recalibrate(
     The weights and references stay. Particles that the model learned from are left out.
     Raises ParticleFileError for too few others or particles without poses, and what `predict` raises.
     """
-    if output.resolve() == directory.resolve():
-        raise OutputError(f"{output} is the model itself; give another folder for the calibrated one")
+    if directory.resolve() in (output.resolve(), *output.resolve().parents):
+        raise OutputError(
+            f"{output} is the model itself, or in it; give another folder for the calibrated one"
+        )
     model = load_model(directory, device)
+    owned = [entry.name for entry in directory.iterdir()]
+    check_directory(output, owned, overwrite)
     particles = ready(model, particles)
     particles.require_rotation()
     options = PredictOptions(contrast=contrast, quiet=quiet)
     pipeline = image_pipeline(model, particles, device, options)
     if (contrast or model.settings.images.contrast) != "ignore":
-        check_contrast(pipeline, np.arange(len(particles)), training=True)
+        check_contrast(pipeline, np.arange(len(particles)), training=False)
     rows = [_unseen(member, pipeline) for member in model.alone]
-    owned = [entry.name for entry in directory.iterdir()]
     with atomic_directory(output, owned, overwrite) as folder:
         fresh = tuple(
             _calibrated(member, replace(pipeline, box=member.box), held_out, precision, quiet)
@@ -75,7 +80,7 @@ def recalibrate(
 
 
 def _unseen(member: Model, pipeline: ImagePipeline) -> IntArray:
-    """Rows of the member's half set that it did not learn from, with usable images."""
+    """Rows of the member's half set that it did not learn from, with usable images; not more than are needed."""
     particles = pipeline.particles
     fits = np.full(len(particles), True) if member.half_set == 0 else particles.half_set == member.half_set
     learned = among(image_keys(particles, pipeline.reader), member.seen).numpy()
@@ -83,6 +88,7 @@ def _unseen(member: Model, pipeline: ImagePipeline) -> IntArray:
     if (fits & learned).any():
         LOG.warning("%s: %d particles that the model learned from are left out: they would make it look better than it is",
                     particles.source, int((fits & learned).sum()))  # fmt: skip
+    rows = _usable(pipeline, spread_rows(rows, MOST_PARTICLES))
     what = f" of half set {member.half_set}" if member.half_set else ""
     if len(rows) < FEWEST:
         raise ParticleFileError(
@@ -95,6 +101,16 @@ def _unseen(member: Model, pipeline: ImagePipeline) -> IntArray:
     return rows
 
 
+def _usable(pipeline: ImagePipeline, rows: IntArray) -> IntArray:
+    """Leave out constant images and those with NaN or infinite pixels, with a warning."""
+    bad = [unusable(pipeline.read(of_batch)).cpu().numpy() for of_batch in pipeline.batches(rows)]
+    kept: IntArray = rows[~np.concatenate(bad)] if bad else rows
+    if len(kept) < len(rows):
+        LOG.warning("%s: %d of %d images are constant or hold NaN or infinite pixels; they are left out",
+                    pipeline.particles.source, len(rows) - len(kept), len(rows))  # fmt: skip
+    return kept
+
+
 def _spread(count: int) -> tuple[float, float]:
     """Percent of new particles that a 90 % ball holds, one standard deviation down and up."""
     sd = 100 * (0.9 * 0.1 / count) ** 0.5
@@ -105,7 +121,8 @@ def _calibrated(
     member: Model, pipeline: ImagePipeline, rows: IntArray, precision: Precision, quiet: bool
 ) -> Model:
     known = KnownPoses(pipeline, rows, np.zeros(0, dtype=np.int64))
-    kept = {"wrong_labels": float(member.calibration.get("wrong_labels", 0.0))}
+    # where the estimate of this table's own wrong labels begins
+    kept = {"wrong_labels": max(float(member.calibration.get("wrong_labels", 0.0)), Settings().loss.outliers)}
     model = calibrate(
         replace(member, calibration=kept), known, read_references(member.directory), precision, quiet
     )

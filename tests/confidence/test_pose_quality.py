@@ -88,3 +88,10 @@ def test_numbers_that_are_none_are_told_with_their_row() -> None:
         ParticleFileError, match="cryoforumCredibleRadius90 is not a number in 1 of 3 rows, row 2 first"
     ):
         pose_uncertainty(bad, Path("p.star"))
+
+
+def test_every_column_that_is_checked_has_a_label() -> None:
+    for name in ("credible_radius_50_deg", "credible_radius_95_deg", "right_basin", "expected_shift_error_A"):
+        columns = {"credible_radius_90_deg": np.ones(2), name: np.array([1.0, np.nan])}
+        with pytest.raises(ParticleFileError, match="is not a number in 1 of 2 rows"):
+            pose_uncertainty(Prediction(np.ones(2), **columns), Path("p.star"))

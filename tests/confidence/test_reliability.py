@@ -8,6 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi
 
+from cryoforum_plugin.confidence.basin import fit_basin
 from cryoforum_plugin.confidence.crossed import crossed
 from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.confidence.reliability import reliability
@@ -82,3 +83,29 @@ def test_each_fifth_is_judged_by_the_others(claimed: float) -> None:
     coverage = dict(zip(found["coverage"]["levels"], found["coverage"]["found"], strict=True))
     for level in (0.1, 0.5, 0.9, 0.95):
         assert coverage[level] == pytest.approx(level, abs=0.04)
+
+
+def test_only_the_judged_are_judged_and_wrong_basins_count() -> None:
+    """A twentieth of the poses lies in a wrong basin, with little contrast; the other half of the rows is only fitted on."""
+    n, sd = 2000, np.radians(1.0)
+    rng = np.random.default_rng(6)
+    truth = Rotation.random(n, rng=rng)
+    pose = Rotation.from_rotvec(sd * rng.standard_normal((n, 3))) * truth
+    right = rng.random(n) > 0.05
+    quaternion = np.where(right[:, None], pose.as_quat(), Rotation.random(n, rng=rng).as_quat())
+    matrix = torch.eye(3, dtype=torch.double).expand(n, 3, 3) / sd**2
+    contrast = np.where(right, rng.normal(1, 0.1, n), rng.normal(0.6, 0.1, n))
+    gain = np.full(n, 100.0)
+    raw = RawPrediction(
+        upper_from_matrix(matrix_about(torch.from_numpy(quaternion), matrix)), torch.zeros(n, 2), torch.ones(n),
+        torch.zeros(n, 3), torch.zeros(n, dtype=torch.bool), contrast=torch.from_numpy(contrast), gain=torch.from_numpy(gain),
+    )  # fmt: skip
+    error = (Rotation.from_quat(quaternion) * truth.inv()).magnitude()
+    basin = fit_basin(contrast, gain, right, rng.normal(0.6, 0.1, 128), np.full(128, 100.0), 120.0)
+    judged = np.arange(n) < n // 2
+    found = crossed(raw, error, rng.standard_normal((n, 2)), truth.as_quat(), "C1", basin, right, judged)
+    assert found["particles"] == n // 2
+    coverage = dict(zip(found["coverage"]["levels"], found["coverage"]["found"], strict=True))
+    assert coverage[0.9] == pytest.approx(0.9, abs=0.04)
+    assert coverage[0.5] == pytest.approx(0.5, abs=0.04)
+    assert found["confidence"]["observed"][-1] > 0.98

@@ -68,7 +68,9 @@ def test_the_page_holds_everything_and_loads_nothing(run_folder: Path) -> None:
 
 
 def test_what_is_unlike_the_calibration_stands_at_the_top(run_folder: Path) -> None:
-    alarms = {"unlikeness": {"alarms": ["fine detail fits the reference differently (-2.8 standard deviations)"]}}
+    alarms = {
+        "unlikeness": {"alarms": ["fine detail fits the reference differently (-2.8 standard deviations)"]}
+    }
     (run_folder / "prediction.json").write_text(json.dumps(alarms))
     warnings = collect_run(run_folder).warnings
     assert len(warnings) == 2
