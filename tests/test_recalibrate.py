@@ -125,7 +125,7 @@ def test_unusable_images_are_left_out_and_wrong_poses_doubted(folder: Path, tmp_
     assert "2 of 400 images" in result.stderr
     calibration = load_model(tmp_path / "new", CPU).calibration
     assert calibration["validation_particles"] == 398
-    assert 0.05 < calibration["wrong_labels"] < 0.15  # 10 %, far more than in the training
+    assert 0.05 < calibration["views"]["8"]["wrong_labels"] <= 0.1  # 10 %, far more than in the training
 
 
 def test_the_model_itself_is_not_overwritten(folder: Path) -> None:

@@ -95,12 +95,12 @@ def predict_particles(
     order = np.argsort(np.concatenate(places))
     prediction = _joined(parts)[order]
     _check_usable(prediction, particles)
-    names = _likeness(model.alone[0], options, refined).names
-    held_out = sum(_likeness(member, options, refined).count for member in model.alone)
+    usual = [_likeness(member, options, refined)[0] for member in model.alone]
     new = np.flatnonzero(seen == 0)
     off = np.concatenate(deviations)[order]
     assert prediction.outlier_score is not None
-    unlike = unlikeness(names, off[new], prediction.outlier_score[new], held_out)
+    held_out = sum(likeness.count for likeness in usual)
+    unlike = unlikeness(usual[0].names, off[new], prediction.outlier_score[new], held_out)
     _warn_of_unlike(particles, unlike)
     return replace(prediction, in_training=np.where(np.isnan(prediction.confidence), np.nan, seen)), unlike
 
@@ -123,12 +123,11 @@ def _predict(
         rows, batch_size, advance if refining is None else lambda count, note: advance(0, note)
     )
     known, group = with_widths(raw, factors), torch.from_numpy(symmetry_group(symmetry))
-    likeness, answers = _likeness(model, options, refining is not None), known
+    likeness, of_refined = _likeness(model, options, refining is not None)
     if refining is not None:
         refiner, factors = refining
         raw = refiner.refine(rows, known, advance)
-        answers = raw if options.reference is None else known
-    figures = figures_of(answers, known, outliers, group)[1]
+    figures = figures_of(raw if of_refined else known, known, outliers, group)[1]
     off, score = likeness.deviations(figures), likeness.score(figures)
     if refining is None:
         return calibrated(raw, factors, score, symmetry=symmetry), off
@@ -136,17 +135,20 @@ def _predict(
     return with_alternatives(found, known, symmetry), off
 
 
-def _likeness(model: Model, options: PredictOptions, refined: bool) -> Likeness:
-    """What particles are compared with; how they agree with a map that is given is not known of the held-out ones."""
-    kind = "refined" if refined and options.reference is None else str(options.views)
+def _likeness(model: Model, options: PredictOptions, refined: bool) -> tuple[Likeness, bool]:
+    """What particles are compared with, and whether refined poses are.
+
+    Not where the map was given, or refinement is not calibrated: then nothing is known of how held-out particles fit it.
+    """
     known = model.calibration.get("likeness", {})
-    found = known.get(kind)
+    refined = refined and options.reference is None and "refined" in known
+    found = known.get("refined" if refined else str(options.views))
     if found is None:
         raise ModelError(
             f"{model.directory} was calibrated by an older version of cryoforum; run `cryoforum recalibrate` with refined "
             "particles it has not seen, or train again"
         )
-    return Likeness(**found)
+    return Likeness(**found), refined
 
 
 def _warn_of_unlike(particles: ParticleSet, unlike: Unlikeness) -> None:

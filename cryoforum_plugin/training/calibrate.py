@@ -43,7 +43,7 @@ def calibrate(
 
     references : by half set, to refine against; that of refined poses is filled in too.
     What its calibration holds already is kept; "wrong_labels", the part of labels that training took for wrong,
-    lets implausible labels be left out. Where training saw no label of these, that part is estimated here.
+    lets implausible labels be left out. Where training saw simulated images only, that part is estimated here.
     """
     known = replace(
         known,
@@ -67,7 +67,7 @@ def calibrate(
             outliers = OutlierModel(**model.outliers)
         for views in VIEW_COUNTS:
             raw = Predictor(model, known.pipeline, precision, views).predict(rows, BATCH, advance)
-            if not figures and (only_simulated(model.settings.training) or not len(known.learned)):
+            if not figures and only_simulated(model.settings.training) and len(known.learned):
                 wrong = estimate_wrong(raw, rotation, group, wrong)
             shift_error_A = known.shift_error_A(rows, raw)
             factors, judged = fit_and_judge(raw, rotation, shift_error_A, group, wrong)

@@ -23,7 +23,6 @@ from cryoforum_plugin.particles.splitting import spread_rows
 from cryoforum_plugin.prediction.members import ready
 from cryoforum_plugin.prediction.run import PredictOptions, image_pipeline
 from cryoforum_plugin.refinement.reference_file import read_references
-from cryoforum_plugin.settings import Settings
 from cryoforum_plugin.training.calibrate import MOST_PARTICLES, calibrate
 from cryoforum_plugin.training.joining import joined_calibration
 from cryoforum_plugin.training.known_poses import KnownPoses
@@ -31,6 +30,7 @@ from cryoforum_plugin.training.known_poses import KnownPoses
 LOG = logging.getLogger("cryoforum")
 FEWEST = 50  # particles for each model; a 90 % ball then holds 86 to 94 % of new ones (one s.d.)
 FEW = 200
+WRONG_LABELS = 0.05  # part of the poses that may be wrong, to begin with; found is up to twice as much
 
 
 def recalibrate(
@@ -121,8 +121,7 @@ def _calibrated(
     member: Model, pipeline: ImagePipeline, rows: IntArray, precision: Precision, quiet: bool
 ) -> Model:
     known = KnownPoses(pipeline, rows, np.zeros(0, dtype=np.int64))
-    # where the estimate of this table's own wrong labels begins
-    kept = {"wrong_labels": max(float(member.calibration.get("wrong_labels", 0.0)), Settings().loss.outliers)}
+    kept = {"wrong_labels": max(float(member.calibration.get("wrong_labels", 0.0)), WRONG_LABELS)}
     model = calibrate(
         replace(member, calibration=kept), known, read_references(member.directory), precision, quiet
     )
