@@ -26,13 +26,13 @@ MEANING = {
     "features": "the network sees other features",
     "shift": "the particles are less well centred",
     "turn": "refinement moves poses further from the network's",
-    "contrast": "the images show another amount of the reference",
+    "contrast": "the images show more (or less) of the reference",
     "coarse": "coarse detail fits the reference differently (another state, pixel size or envelope)",
     "middle": "middle detail fits the reference differently (another state, pixel size or envelope)",
     "fine": "fine detail fits the reference differently (another state, pixel size or envelope)",
-    "coarse_rest": "there is coarse detail that is not in the reference",
-    "middle_rest": "there is middle detail that is not in the reference",
-    "fine_rest": "there is fine detail, or noise, that is not in the reference",
+    "coarse_rest": "more (or less) coarse detail is left over than reference and noise explain",
+    "middle_rest": "more (or less) middle detail is left over than reference and noise explain",
+    "fine_rest": "more (or less) fine detail is left over than reference and noise explain",
 }
 MOST = 40.0  # standard deviations
 LEAST_TURN = 0.05  # in radii: smaller turns are alike
