@@ -147,6 +147,6 @@ def _coverage(error_rad: FloatArray, prediction: Prediction) -> tuple[Figures, d
             reasons[name] = (
                 "no radius of that level in the table, and its Bingham numbers are one mode of several"
                 if several
-                else "neither radii nor a posterior (Bingham numbers) with the predicted table"
+                else "no radius of that level and no posterior (Bingham numbers) with the predicted table"
             )
     return figures, reasons

@@ -27,7 +27,8 @@ def test_rows_in_another_order_are_matched(write_star, predicted_columns, projec
     assert figures["shift_rmse_A"] == 0
     assert figures["coverage_90"] is None
     assert "no posterior" in result.stdout
-    assert [line.split()[0] for line in result.stdout.splitlines()] == list(figures)
+    assert [*(line.split()[0] for line in result.stdout.splitlines()), "reliability"] == list(figures)
+    assert figures["reliability"] is None  # no radii in the table
 
 
 def test_known_turn_is_measured(write_star, predicted_columns, project: Path) -> None:
