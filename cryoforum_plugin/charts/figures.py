@@ -161,11 +161,15 @@ def _as_resolution(frequency: float, _: object) -> str:
     return f"1/{1 / frequency:.3g}" if frequency > 0 else "0"
 
 
+_CHARACTER = 0.0078  # width of one on the page
+
+
 def table_figure(title: str, rows: Sequence[tuple[str, str]]) -> Figure:
     """Make a page of text (A4 portrait) with up to about 60 names and values."""
     figure = Figure(figsize=(8.27, 11.69))
     figure.text(0.08, 0.95, title, fontsize=15, fontweight="bold")
     for line, (name, value) in enumerate(rows):
         figure.text(0.08, 0.92 - 0.0145 * line, name, fontsize=7.5, family="monospace")
-        figure.text(0.48, 0.92 - 0.0145 * line, value[:68], fontsize=7.5, family="monospace")
+        after = max(0.48, 0.09 + _CHARACTER * len(name))
+        figure.text(after, 0.92 - 0.0145 * line, value[:68], fontsize=7.5, family="monospace")
     return figure
