@@ -59,15 +59,21 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
         ctf=_ctf(records, path),
         contrast_sign=np.where(sign < 0, -1.0, 1.0),
         optics_group=_first_known(records, ("ctf/exp_group_id", "location/exp_group_id")),
-        half_set=records["alignments3D/split"].astype(np.int64) + 1
-        if "alignments3D/split" in _names(records)
-        else np.zeros(n, dtype=np.int64),
+        half_set=half_sets_of(records),
         micrograph=micrograph,
         origin=_origin(records, stack_index, slice_index, micrograph),
         uid=records["uid"].astype(np.uint64),
         prediction=prediction,
         host=CsHost(records, compressed, slots, rotation, shift_A, root if _holds(root, stacks) else None),
     )
+
+
+def half_sets_of(records: Records) -> IntArray:
+    """Half set `(n,)` of each row, 1 or 2; 0 where the table has none."""
+    if "alignments3D/split" not in _names(records):
+        return np.zeros(len(records), dtype=np.int64)
+    result: IntArray = records["alignments3D/split"].astype(np.int64) + 1
+    return result
 
 
 def _names(records: Records) -> tuple[str, ...]:

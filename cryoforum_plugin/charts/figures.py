@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import singledispatch
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as Ticks
@@ -161,6 +162,7 @@ def _as_resolution(frequency: float, _: object) -> str:
     return f"1/{1 / frequency:.3g}" if frequency > 0 else "0"
 
 
+matplotlib.rcParams["text.parse_math"] = False  # names of files may hold a $
 _CHARACTER = 0.0078  # width of one on the page
 
 

@@ -177,6 +177,10 @@ def _mark(drawn: Plot, marks: Sequence[Mark]) -> None:
             line_width=2 if mark.moves else 1, name=mark.moves or None,
         )  # fmt: skip
         drawn.add_layout(span)
+        if mark.along == "x" and mark.label and not mark.moves:
+            drawn.add_layout(
+                Label(x=mark.value, y=2, y_units="screen", text=mark.label, text_font_size="11px", text_color=GREY, angle=90, angle_units="deg")
+            )  # fmt: skip
         if mark.along == "y" and mark.label:
             drawn.add_layout(
                 Label(x=2, x_units="screen", y=mark.value, text=mark.label, text_font_size="11px", text_color=GREY)

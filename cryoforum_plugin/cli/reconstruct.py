@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 @click.option("--weighted", is_flag=True, hidden=True, help="Former name of --weight confidence.")
 @click.option("--no-normalise", is_flag=True, help="Take the images' scale as it is.")
 @click.option(
-    "--mask-diameter", type=float, default=None, help="Soft sphere for the FSC, in Å [default: the box]."
+    "--mask-diameter",
+    type=click.FloatRange(0, min_open=True),
+    default=None,
+    help="Soft sphere for the FSC, in Å [default: the box].",
 )
 @click.option("--mask", type=INPUT_FILE, default=None, help="Mask for the FSC, in place of a sphere.")
 @data_root_option

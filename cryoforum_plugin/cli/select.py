@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--mask-diameter",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     default=None,
     help="With --auto: soft sphere for the FSC, in Å [default: the box].",
 )
@@ -81,8 +81,13 @@ def _run(
     overwrite = options["overwrite"]
     rejected_files = [] if rejected is None else files_of(rejected)
     written = [*files_of(output), *rejected_files]
-    if len({path.resolve() for path in written}) < len(written):
-        raise click.UsageError("--output and --rejected are the same file")
+    touched = [
+        *written,
+        *files_of(predicted),
+        *([] if options["json_file"] is None else [options["json_file"]]),
+    ]
+    if len({path.resolve() for path in touched}) < len(touched):
+        raise click.UsageError("PREDICTED, --output, --rejected and --json must be different files")
     for path in (*written, options["json_file"]):
         if path is not None:
             check_output(path, overwrite)

@@ -21,7 +21,7 @@ from cryoforum_plugin.reconstruction.nested import NestedMaps
 
 Mask = NDArray[np.bool_]
 
-SMALLEST_FRACTION = 0.1  # the default rule never keeps less of the set, nor of either half set
+SMALLEST_FRACTION = 0.1  # of the set; less is never looked at
 # sizes of the sets, as parts of the largest that may be chosen
 STEPS = (0.3, 0.45, 0.55, 0.65, 0.72, 0.78, 0.84, 0.88, 0.92, 0.95, 0.98, 1.0)
 VIEWS_LOST = 0.05  # part of the view coverage that may be lost
@@ -122,7 +122,10 @@ def _clarity(maps: NestedMaps, ssnr: FloatArray) -> tuple[FloatArray, FloatArray
     if weight.sum() == 0:
         raise SettingsError("the half maps of these particles have no signal in common")
     score: FloatArray = (np.log1p(ssnr) * weight).sum(axis=1) / weight.sum()
-    variance = ((1 + np.clip(maps.fsc, 0, 1)) ** 2 * weight).sum(axis=1)
+    # the FSC of a shell has an s.d. of (1 - fsc^2) / sqrt(points); this is how log(1 + SSNR) of all particles follows it
+    fsc = np.clip(maps.fsc, 0, 0.9999)
+    slope = maps.stride * (1 + fsc) / (1 - fsc + maps.stride * fsc)
+    variance = (slope**2 * weight).sum(axis=1)
     return score, np.sqrt(variance) / weight.sum()
 
 

@@ -133,8 +133,13 @@ def at_most_wrong(
         )
     mask = np.zeros(len(wrong), dtype=bool)
     mask[order[:count]] = True
-    line = (
-        f"at most {100 * fraction:g} % expected to be more than {angle_deg:g} deg off "
-        f"(expected: {100 * mean[count - 1]:.2g} %)"
-    )
-    return mask, line
+    return mask, f"at most {100 * fraction:g} % expected to be more than {angle_deg:g} deg off"
+
+
+def expected_wrong(
+    particles: ParticleSet, prediction: Prediction, keep: Mask, target: tuple[float, float]
+) -> str:
+    """Say which part of `keep` `(n,)` is expected to be further off than the angle of a target."""
+    angle_deg = target[1]
+    wrong = 1 - pose_uncertainty(prediction[keep], particles.source).probability_below(angle_deg)
+    return f"expected to be more than {angle_deg:g} deg off, of all that is kept: {100 * wrong.mean():.2g} %"

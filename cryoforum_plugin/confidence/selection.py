@@ -12,7 +12,7 @@ from cryoforum_plugin.confidence.auto_curve import AutoCurve
 from cryoforum_plugin.confidence.balance import Mask, balance_views, balanced, count_half_sets
 from cryoforum_plugin.confidence.by_map import Reconstruct
 from cryoforum_plugin.confidence.columns import LABELS, check_finite
-from cryoforum_plugin.confidence.criteria import Criteria, at_most_wrong, single_masks
+from cryoforum_plugin.confidence.criteria import Criteria, at_most_wrong, expected_wrong, single_masks
 from cryoforum_plugin.confidence.view_coverage import view_cells, view_coverage
 from cryoforum_plugin.errors import ParticleFileError, SettingsError
 from cryoforum_plugin.particles import ParticleSet
@@ -93,11 +93,18 @@ def select_particles(
     _refuse_empty(particles, keep)
     if criteria.balance_views:
         cells = view_cells(particles.require_rotation(), symmetry)
+        chosen = keep
         keep, added = balance_views(keep, cells, prediction.confidence)
         explanation.append(f"added to keep as much of every view: {added}")
+        # what was added for its view is the last that the half sets take back
+        worth = prediction.confidence + (keep & ~chosen)
+    else:
+        worth = prediction.confidence
     if criteria.balance_halves:
-        keep, dropped = balanced(keep, particles.half_set, prediction.confidence, criteria.least_apart)
+        keep, dropped = balanced(keep, particles.half_set, worth, criteria.least_apart)
         explanation += [f"dropped to balance the half sets: {dropped}"] if dropped else []
+    if criteria.target is not None:
+        explanation.append(expected_wrong(particles, prediction, keep, criteria.target))
     views = _views(particles, keep, symmetry) if criteria.balance_views or curve is not None else {}
     counts = count_half_sets(particles.half_set, keep)
     return Selection(keep, tuple(explanation), counts, views, curve)

@@ -49,8 +49,10 @@ class ConeFsc:
         return float((np.abs(self.resolution_A / np.median(self.resolution_A) - 1) <= EVEN).mean())
 
 
-def cone_fsc(a: Tensor, b: Tensor, pixel_size_A: float) -> ConeFsc:
+def cone_fsc(a: Tensor, b: Tensor, pixel_size_A: float, times: float = 1.0) -> ConeFsc:
     """Correlate two volumes `(n, n, n)` zyx shell by shell within double cones about DIRECTIONS directions.
+
+    times : tells the FSC of volumes from so many times as many particles, whose signal-to-noise ratio is as much higher.
 
     Products are summed over small cells of each shell once, and the cells over cones: a cone's rim is as fine as
     a cell, 3 degrees. Shells are those of `fourier_shell_correlation`.
@@ -62,6 +64,8 @@ def cone_fsc(a: Tensor, b: Tensor, pixel_size_A: float) -> ConeFsc:
     within = torch.where(within[3] < FEWEST, sums.sum(1, keepdim=True), within)
     power = within[1] * within[2]
     fsc = torch.where(power > 0, within[0] / power.clamp(min=1e-300).sqrt(), 0.0).float()
+    if times != 1:
+        fsc = torch.where(fsc > 0, times * fsc / (1 - fsc + times * fsc), fsc)
     fsc[:, 0] = 1
     resolution = np.array([resolution_A(curve, THRESHOLD, pixel_size_A) for curve in fsc])
     return ConeFsc(directions, fsc, resolution)

@@ -90,7 +90,7 @@ class NestedReconstruction:
                 source.back_project(in_reading_order(particles, rows), self.device, self.progress, projector)
             volumes = [_volume(projector, group, settings.regularisation) * mask for projector in halves]
             curves.append(fourier_shell_correlation(*volumes).double().cpu().numpy())
-            worst.append(cone_fsc(volumes[0], volumes[1], pixel_A).worst_A)
+            worst.append(cone_fsc(volumes[0], volumes[1], pixel_A, stride).worst_A)
         # Friedel mates are one, and so are copies
         share = float(mask.square().mean()) / 2 / len(group)
         points = radial_sum(torch.ones(box, box, box // 2 + 1, dtype=torch.float64), 3).numpy() * share

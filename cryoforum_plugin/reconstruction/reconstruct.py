@@ -83,6 +83,8 @@ def reconstruct(
             f"the mask has {len(mask)} voxels a side, the map {box_px}; make the mask from a map of this box"
         )
     sampling_A = pixel_A * even_px / box_px
+    if mask is not None and not (mask > 0).any():
+        raise SettingsError("the mask is empty: no voxel of it is above 0")
     weighting = slice_weights(particles, settings.weight, _rho2_A2(settings, mask, sampling_A, box_px))
     source = SliceSource(particles, reader, settings, even_px, box_px, sampling_A, weighting)
     projectors, counts = [], []

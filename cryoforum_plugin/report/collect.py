@@ -65,7 +65,11 @@ def collect_run(
         raise ModelError(f"{directory} is not a folder; give a model directory or the folder of a run")
     model = directory if (directory / "config.json").exists() else directory / "model"
     job = read_json(directory / "job.json")
-    found = _read_tables(directory, job.get("tables", {}), data_root) if tables is None else dict(tables)
+    unread: list[str] = []
+    if tables is None:
+        found, unread = _read_tables(directory, job.get("tables", {}), data_root)
+    else:
+        found = dict(tables)
     used = next(_model_folders(model, job, found), None)
     calibration = {} if used is None else read_json(used / "calibration.json")
     settings = {} if used is None else read_json(used / "config.json").get("settings", {})
@@ -79,6 +83,7 @@ def collect_run(
         tables=found,
         fsc={_fsc_name(path, directory): read_fsc(path) for path in sorted(directory.rglob("fsc.csv"))},
         warnings=[
+            *unread,
             *_alarms(read_json(directory / "prediction.json")),
             *_read_warnings(job, dict.fromkeys([directory / "log.txt", model / "log.txt"])),
         ],
@@ -93,6 +98,7 @@ def collect_run(
     if not (run.settings or run.metrics or run.tables or run.fsc):
         raise ModelError(
             f"{directory}: nothing to report: no config.json, metrics.csv, predicted .star or .cs, or fsc.csv"
+            + "".join(f"; {text}" for text in unread)
         )
     return run
 
@@ -139,11 +145,16 @@ def _alarms(prediction: Figures) -> list[str]:
 
 def _fsc_name(path: Path, directory: Path) -> str:
     name = path.parent.relative_to(directory).as_posix().removeprefix("fsc/")
-    return "all" if name == "." else name
+    return "half maps" if name == "." else name
 
 
-def _read_tables(directory: Path, more: Mapping[str, str], data_root: Path | None) -> dict[str, ParticleSet]:
-    """Tables with predictions in the folder itself, by file name, and `more` that a job worked on, by its part."""
+def _read_tables(
+    directory: Path, more: Mapping[str, str], data_root: Path | None
+) -> tuple[dict[str, ParticleSet], list[str]]:
+    """Tables with predictions in the folder itself, by file name, and `more` that a job worked on, by its part.
+
+    Also returns what was wrong with tables that could not be read.
+    """
     from cryoforum_plugin.formats import read_particles
 
     own = sorted([*directory.glob("*.star"), *directory.glob("*.cs")])
@@ -151,14 +162,23 @@ def _read_tables(directory: Path, more: Mapping[str, str], data_root: Path | Non
     known = {path.resolve() for path in own}
     paths |= {part: Path(path) for part, path in more.items() if Path(path).resolve() not in known}
     tables: dict[str, ParticleSet] = {}
+    unread: list[str] = []
     for name, path in paths.items():
         try:
             particles = read_particles(path, data_root)
-        except CryoForumError:
+        except CryoForumError as error:
+            if _predicted(path):
+                unread.append(f"not shown: {error}")
             continue
         if particles.prediction is not None and len(particles):
             tables[name] = particles
-    return tables
+    return tables, unread
+
+
+def _predicted(path: Path) -> bool:
+    """Whether a table seems to hold predictions; job.star and the like do not."""
+    with open(path, "rb") as file:
+        return b"cryoforum" in file.read(2**16) or path.suffix == ".cs"
 
 
 def _read_warnings(job: dict[str, Any], logs: dict[Path, None]) -> list[str]:

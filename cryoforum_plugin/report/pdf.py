@@ -58,7 +58,7 @@ def panel_figure(panel: Panel) -> Figure:
     if len(panel.charts) > 1:  # else the chart carries the title
         figure.suptitle(panel.title)
     characters = int(15 * figure.get_figwidth())
-    figure.supxlabel("\n".join(textwrap.wrap(caption, characters)), fontsize="small")
+    figure.supxlabel("\n".join(textwrap.wrap(caption, characters, break_on_hyphens=False)), fontsize="small")
     return figure
 
 
@@ -66,7 +66,11 @@ def _save_panel(pages: PdfPages, panel: Panel) -> None:
     if panel.charts:
         pages.savefig(panel_figure(panel))  # type: ignore[no-untyped-call]
     else:
-        _save_rows(pages, panel.title, [(line, "") for line in textwrap.wrap(panel.caption, 105)])
+        _save_rows(
+            pages,
+            panel.title,
+            [(line, "") for line in textwrap.wrap(panel.caption, 105, break_on_hyphens=False)],
+        )
 
 
 def _save_rows(pages: PdfPages, title: str, rows: Rows) -> None:

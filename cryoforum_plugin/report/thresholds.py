@@ -54,6 +54,8 @@ def weigh_thresholds(
     confidence, half_set = prediction.confidence, particles.half_set
     texts = _texts(confidence, _lowest_best(confidence, half_set), start)
     values = np.array([float(text) for text in texts])
+    if len(values) < 2:  # of one half set no particle has any confidence
+        return None
     counts = _kept(confidence, half_set, values)
     parts = _nested(confidence, half_set, counts)
     kept = np.sum(list(counts.values()), axis=0)

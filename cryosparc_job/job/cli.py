@@ -77,6 +77,8 @@ def train(**values: Any) -> None:
 @_selection
 def predict(**values: Any) -> None:
     """Give particles uncertainties and predicted poses; with a criterion also select."""
+    if values["balance_views"] and not _criteria(values).any():
+        raise click.UsageError(NO_CRITERION)
     _run(values)
 
 
@@ -103,7 +105,7 @@ def select(**values: Any) -> None:
 @_selection
 def pipeline(**values: Any) -> None:
     """Train on refined particles, predict those of --job, select (--auto without a criterion)."""
-    values["auto"] = values["auto"] or not _criteria(values).any()
+    values["auto"] = values["auto"] or not selection_criteria(values).any()
     values["fsc"] = True if values["fsc"] is None else values["fsc"]
     _run(values, train=True)
 

@@ -36,6 +36,7 @@ from cryoforum_plugin.reconstruction.write import write_fsc
 from cryoforum_plugin.report import Report, prepare_report
 from cryoforum_plugin.report.particle_charts import confidence_histogram, view_distributions
 from cryoforum_plugin.report.pdf import panel_figure
+from cryosparc_job.dataset import half_sets_of
 from cryosparc_job.job import client as generation
 from cryosparc_job.job import outputs
 from cryosparc_job.job.calls import call
@@ -215,7 +216,10 @@ class Work:
             outputs.save(self.job, name, predicted, slots, rows)
             LOG.info("%s: %d particles", name, int(rows.sum()))
             check_alive(self.job)
-        on_disk = replace(shown, source=self.folder / "predicted.cs")
+        # the page's command works on the file, which knows nothing of half sets that were dealt here
+        on_disk = replace(
+            shown, source=self.folder / "predicted.cs", half_set=half_sets_of(predicted.host.records)
+        )
         return {f"{name}.cs": on_disk if name == "all" else part for name, part in sets.items()}
 
     def _select(self, record: JobRecord, predicted: ParticleSet) -> Selection:

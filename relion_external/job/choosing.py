@@ -135,6 +135,6 @@ def symmetry_of(job: Job, predicted: Path) -> str:
     if isinstance(known, str):
         check_symmetry(job, known, str(predicted))
         return known
-    if job.symmetry is None and job.reconstructs:
+    if job.symmetry is None and (job.reconstructs or job.auto or job.balance_views):
         LOG.warning("the symmetry of %s is not known: taken as C1; set the parameter 'symmetry'", predicted)
     return job.symmetry or "C1"

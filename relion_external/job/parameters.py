@@ -21,6 +21,7 @@ HOST = {  # RELION's own arguments: what to call them in a message
 _PATH = click.Path(path_type=Path)
 _TRAINING, _PREDICTING = ("train", "pipeline"), ("predict", "pipeline")
 _SELECTING = ("predict", "select", "pipeline")
+_CRITERIA = ("min_confidence", "max_error", "keep", "max_outlier", "target")
 _ONLY_FOR = {  # jobs that use a parameter, where not all do
     "train_particles": ("pipeline",), "model": ("predict",), "in_3dref": ("predict",), "in_mask": _SELECTING,
     "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "set": _TRAINING, "views": _PREDICTING,
@@ -77,6 +78,9 @@ class Job:
         unused = [name for name in given if self.job not in _ONLY_FOR.get(name, JOBS) and name != "others"]
         if self.in_mask is not None and not self.reconstructs and "in_mask" not in unused:
             unused.append("in_mask")
+        chooses = any(getattr(self, name) is not None for name in _CRITERIA) or self.auto
+        if self.job == "predict" and not chooses:  # a pipeline then takes auto, a select job refuses
+            unused += [name for name in ("images", "balance_views") if name in given]
         return [*unused, *self.others]
 
 

@@ -41,6 +41,26 @@ def test_kept_and_rejected_rows_are_the_same_text_in_the_same_order(predicted: P
     assert "half set 2: 3 kept, 7 rejected" in result.stdout
 
 
+def test_no_file_is_two_things_at_once(predicted: Path, project: Path) -> None:
+    before = predicted.read_bytes()
+    for more in (
+        ["--json", "kept.star"],
+        ["--json", predicted],
+        ["--rejected", predicted],
+        ["--rejected", "kept.star"],
+    ):
+        result = select(predicted, "-o", "kept.star", "--keep", 0.5, "--overwrite", *more)
+        assert result.exit_code == 2
+        assert "must be different files" in result.stderr
+        assert not (project / "kept.star").exists()
+    assert predicted.read_bytes() == before
+
+
+def test_a_mask_has_a_width(predicted: Path) -> None:
+    for width in (0, -50):
+        assert select(predicted, "-o", "kept.star", "--auto", "--mask-diameter", width).exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("criteria", "kept"),
     [

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import chi
 
 from cryoforum_plugin.confidence.auto import by_confidence
-from cryoforum_plugin.confidence.balance import count_half_sets
+from cryoforum_plugin.confidence.balance import balanced, count_half_sets
 from cryoforum_plugin.confidence.criteria import best_fraction
 from cryoforum_plugin.confidence.model_quantiles import read_model_quantile
 from cryoforum_plugin.confidence.selection import Criteria, select_particles
@@ -227,6 +227,31 @@ def test_target_keeps_as_many_as_the_expected_errors_allow(make_particles) -> No
         select_particles(make_particles(N, uncertain(sd_deg + 20)), Criteria(target=(0.05, 10.0)))
     with pytest.raises(ParticleFileError, match="cryoforumCredibleRadius90"):
         select_particles(make_particles(N, spread_prediction()), Criteria(target=(0.05, 10.0)))
+
+
+def test_what_is_expected_is_told_of_all_that_is_kept_in_the_end(make_particles) -> None:
+    """Rare views are unsure: filled up for them, a set no longer keeps the target, and says so."""
+    rng = np.random.default_rng(1)
+    tilt = np.concatenate([np.degrees(np.arccos(rng.uniform(0.8, 1, 1500))), rng.uniform(75, 105, 500)])
+    turns = rng.uniform(0, 360, (2, 2000))
+    rotation = Rotation.from_euler("ZYZ", np.stack([turns[0], tilt, turns[1]], 1), degrees=True).as_quat()
+    sd_deg = np.concatenate([rng.uniform(0.5, 1.5, 1500), rng.uniform(4, 5, 500)])
+    prediction = replace(uncertain(sd_deg), confidence=np.clip(chi.cdf(5 / sd_deg, 3), 0.3, 1))
+    particles = make_particles(2000, prediction, rotation=rotation)
+    selection = select_particles(particles, Criteria(target=(0.02, 5.0), balance_views=True))
+    told = float(selection.explanation[-1].split(": ")[1].removesuffix(" %"))
+    wrong = 1 - chi.cdf(5 / sd_deg, 3)
+    assert told == pytest.approx(100 * wrong[selection.keep].mean(), rel=0.25)
+    assert told > 2
+
+
+def test_half_sets_do_not_take_back_what_was_added_for_its_view() -> None:
+    confidence = np.array([0.9, 0.8, 0.7, 0.1, 0.9])
+    half_set = np.array([1, 1, 1, 1, 2])
+    added = np.array([False, False, False, True, False])
+    keep, dropped = balanced(np.ones(5, dtype=bool), half_set, confidence + added)
+    assert dropped == 3
+    assert keep.tolist() == [False, False, False, True, True]
 
 
 def test_target_looks_only_at_what_the_others_leave(make_particles) -> None:

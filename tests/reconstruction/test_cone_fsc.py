@@ -51,6 +51,16 @@ def test_equal_maps_reach_nyquist_everywhere_and_noise_nowhere() -> None:
     assert np.median(other.resolution_A) > N * PIXEL_A / 4
 
 
+def test_more_particles_have_a_higher_signal_to_noise_ratio() -> None:
+    volume = blob_volume(blob_positions())
+    a, b = (volume + 0.3 * noise(len(volume)) for _ in range(2))
+    once, thrice = cone_fsc(a, b, PIXEL_A), cone_fsc(a, b, PIXEL_A, times=3.0)
+    known = once.fsc[:, 1:6] > 0.05
+    ratio = (thrice.fsc / (1 - thrice.fsc))[:, 1:6] / (once.fsc / (1 - once.fsc))[:, 1:6]
+    np.testing.assert_allclose(ratio[known].numpy(), 3, rtol=0.01)
+    assert thrice.worst_A <= once.worst_A
+
+
 def test_a_cone_is_the_sum_over_its_frequencies() -> None:
     a, b = noise(), noise()
     b = b + a

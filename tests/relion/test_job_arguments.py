@@ -105,6 +105,15 @@ def test_parameters_of_other_jobs_are_named() -> None:
     ]
 
 
+def test_a_prediction_that_selects_nothing_uses_no_options_of_a_selection() -> None:
+    plain = parse_job(f"{HOST_LINE} --job predict --model x --balance_views yes --images no".split())
+    assert plain.unused() == ["images", "balance_views"]
+    assert (
+        parse_job(f"{HOST_LINE} --job predict --model x --balance_views yes --keep 0.5".split()).unused()
+        == []
+    )
+
+
 def test_job_folder() -> None:
     assert job_folder(["--in_parts", "x", "--o", "External/job001/"]) == Path("External/job001")
     assert job_folder(["--in_parts", "x"]) is None

@@ -55,7 +55,8 @@ def folder(write_star: Any, project: Path) -> Path:
         "epoch,train_loss,validation_loss,validation_median_deg\n1,2,3,40\n2,1,2,20\n"
     )
     (project / "log.txt").write_text("2026-01-01 10:00:00,000 WARNING dark particles <b>\n")
-    (project / "fsc.csv").write_text(
+    (project / "fsc" / "all").mkdir(parents=True)
+    (project / "fsc" / "all" / "fsc.csv").write_text(
         "resolution_A,fsc\n" + "".join(f"{96 / s},{1 / (1 + (s / 6) ** 6)}\n" for s in range(1, 17))
     )
     succeed("report", ".", "-o", "report.html")

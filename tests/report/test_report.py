@@ -107,6 +107,24 @@ def test_tables_without_predictions_are_passed_over(run_folder: Path) -> None:
     assert list(collect_run(run_folder).tables) == ["predicted.star", "selected.star"]
 
 
+def test_names_with_dollars_and_signs_are_drawn_as_they_are(run_folder: Path) -> None:
+    (run_folder / "predicted.star").rename(run_folder / "a$\\foo$ <b>&.star")
+    write_report(run_folder, run_folder / "report.pdf", run_folder / "report.html")
+    assert "a$\\foo$ &lt;b&gt;&amp;.star" in (run_folder / "report.html").read_text()
+
+
+def test_a_predicted_table_that_cannot_be_read_is_told(
+    run_folder: Path, write_star, predicted_columns, tmp_path: Path
+) -> None:
+    confidences = ["nan", *predicted_columns["rlnParticleFigureOfMerit"][1:]]
+    damaged = {**predicted_columns, "rlnParticleFigureOfMerit": confidences}
+    write_star("predicted.star", damaged)
+    run = collect_run(run_folder)
+    assert list(run.tables) == ["selected.star"]
+    assert "not shown" in run.warnings[0]
+    assert "row 1" in run.warnings[0]
+
+
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing to report"):
         write_report(tmp_path, tmp_path / "report.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,12 @@ def test_no_threshold_is_offered_that_select_refuses(make_particles: Make) -> No
     with pytest.raises(SettingsError, match="half set 2"):
         select_particles(particles, Criteria(min_confidence=highest + 1e-6))
     assert found.values[-1] == pytest.approx(highest, abs=0.01)
+
+
+def test_a_half_set_without_confidence_leaves_nothing_to_choose(make_particles: Make) -> None:
+    confidence = np.where(np.arange(20) % 2, np.linspace(0, 1, 20), 0.0)
+    particles = replace(make_particles(20, Prediction(confidence)), half_set=1 + np.arange(20) % 2)
+    assert weigh_thresholds(particles) is None
 
 
 def test_it_begins_where_it_is_told(make_particles: Make) -> None:
