@@ -197,7 +197,7 @@ def test_commands_see_both_files_of_a_group(project: Path) -> None:
     group = write_export(project)
     result = cryoforum("select", group, "-o", "a.csg", "--rejected", "a.cs", "--keep", 0.5)
     assert result.exit_code == 2
-    assert "the same file" in result.output
+    assert "different files" in result.output
     Path("b.cs").touch()
     result = cryoforum("predict", "model", group, "-o", "b.csg")
     assert result.exit_code == 1
