@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import singledispatch
 
 import matplotlib
@@ -30,6 +31,11 @@ from cryoforum_plugin.charts.charts import (
 _COLUMNS = 3
 
 
+def as_written() -> AbstractContextManager[None]:
+    """Where texts are made that hold names of files: a $ in them begins no formula."""
+    return matplotlib.rc_context({"text.parse_math": False})
+
+
 def draw(*charts: Chart, width_in: float = 4.6, height_in: float = 3.2) -> Figure:
     """Draw charts side by side, three in a row, four in two rows."""
     columns = 2 if len(charts) == 4 else min(len(charts), _COLUMNS)
@@ -38,8 +44,9 @@ def draw(*charts: Chart, width_in: float = 4.6, height_in: float = 3.2) -> Figur
     size_in = (width_in * columns * scale, height_in * rows * scale)
     figure = Figure(figsize=size_in, layout="constrained")
     panels = figure.subfigures(rows, columns, squeeze=False).flatten()
-    for panel, chart in zip(panels, charts, strict=False):
-        _draw(chart, panel)
+    with as_written():
+        for panel, chart in zip(panels, charts, strict=False):
+            _draw(chart, panel)
     return figure
 
 
@@ -162,16 +169,16 @@ def _as_resolution(frequency: float, _: object) -> str:
     return f"1/{1 / frequency:.3g}" if frequency > 0 else "0"
 
 
-matplotlib.rcParams["text.parse_math"] = False  # names of files may hold a $
 _CHARACTER = 0.0078  # width of one on the page
 
 
 def table_figure(title: str, rows: Sequence[tuple[str, str]]) -> Figure:
     """Make a page of text (A4 portrait) with up to about 60 names and values."""
     figure = Figure(figsize=(8.27, 11.69))
-    figure.text(0.08, 0.95, title, fontsize=15, fontweight="bold")
-    for line, (name, value) in enumerate(rows):
-        figure.text(0.08, 0.92 - 0.0145 * line, name, fontsize=7.5, family="monospace")
-        after = max(0.48, 0.09 + _CHARACTER * len(name))
-        figure.text(after, 0.92 - 0.0145 * line, value[:68], fontsize=7.5, family="monospace")
+    with as_written():
+        figure.text(0.08, 0.95, title, fontsize=15, fontweight="bold")
+        for line, (name, value) in enumerate(rows):
+            figure.text(0.08, 0.92 - 0.0145 * line, name, fontsize=7.5, family="monospace")
+            after = max(0.48, 0.09 + _CHARACTER * len(name))
+            figure.text(after, 0.92 - 0.0145 * line, value[:68], fontsize=7.5, family="monospace")
     return figure

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
-from cryoforum_plugin.charts.figures import draw, table_figure
+from cryoforum_plugin.charts.figures import as_written, draw, table_figure
 from cryoforum_plugin.report.collect import Run
 from cryoforum_plugin.report.files import Rows
 from cryoforum_plugin.report.panels import Panel
@@ -55,10 +55,12 @@ def panel_figure(panel: Panel) -> Figure:
         texts = [f"{name} {values[start]}" for name, values in threshold_texts(panel.thresholds).items()]
         caption += " At the dashed line: " + ", ".join(texts)
     figure = draw(*panel.charts)
-    if len(panel.charts) > 1:  # else the chart carries the title
-        figure.suptitle(panel.title)
     characters = int(15 * figure.get_figwidth())
-    figure.supxlabel("\n".join(textwrap.wrap(caption, characters, break_on_hyphens=False)), fontsize="small")
+    with as_written():
+        if len(panel.charts) > 1:  # else the chart carries the title
+            figure.suptitle(panel.title)
+        wrapped = textwrap.wrap(caption, characters, break_on_hyphens=False)
+        figure.supxlabel("\n".join(wrapped), fontsize="small")
     return figure
 
 
