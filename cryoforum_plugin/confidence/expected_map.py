@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cryoforum_plugin.particles import FloatArray, IntArray
+from cryoforum_plugin.particles import FloatArray
 
 CRITERION = 0.143
 LARGEST_FSC = 0.9999
@@ -71,12 +71,4 @@ def expected_resolution_A(fsc: FloatArray, side_A: float) -> FloatArray:
     part = np.clip((before - CRITERION) / np.maximum(before - after, 1e-12), 0, 1)
     crossing = np.where(below.any(1), np.where(shell == 1, 1.0, shell - 1 + part), float(last))
     result: FloatArray = (side_A / crossing).reshape(fsc.shape[:-1])
-    return result
-
-
-def nested_signal(damping: FloatArray, order: IntArray, counts: IntArray) -> FloatArray:
-    """Sums `(len(counts), shells)` of damping `(n, shells)` over the first `counts` rows in `order`."""
-    parts = np.split(np.asarray(order), np.asarray(counts)[:-1])
-    sums = np.stack([damping[part].sum(axis=0) for part in parts])
-    result: FloatArray = np.cumsum(sums, axis=0)
     return result

@@ -16,7 +16,8 @@ from cryoforum_plugin.refinement.reference_file import NAME, read_references
 from cryoforum_plugin.refinement.refine import Refiner
 
 LOG = logging.getLogger("cryoforum")
-# width of posteriors against the true map, over what the noise alone allows; 0.86 to 0.95 in simulations of five proteins
+# width of posteriors against a given map: with what the noise alone allows (1), 90 % balls about poses that were refined
+# against the true maps of five simulated proteins held 86.4 to 89.5 %
 GIVEN_MAP_WIDTH = 0.95
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from blobs import blob_positions, blob_projections, random_matrices
+from memory_reader import Memory
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi
 
 from cryoforum_plugin.confidence.auto import automatic
-from cryoforum_plugin.confidence.auto_curve import AutoCurve
 from cryoforum_plugin.confidence.by_map import quality_order
 from cryoforum_plugin.confidence.criteria import Criteria
 from cryoforum_plugin.confidence.selection import select_particles
@@ -26,19 +26,6 @@ from cryoforum_plugin.reconstruction.nested import NestedMaps, NestedReconstruct
 N, BOX, PIXEL_A = 1500, 32, 4.0
 POSITIONS = blob_positions()
 NOISE = np.arange(N) % 5 == 0
-
-
-class Memory:
-    """A reader of images that are in memory."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def check(self, particles: ParticleSet) -> int:
-        return int(self.images.shape[-1])
-
-    def read(self, stack_index: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
-        return self.images[slice_index].copy()
 
 
 def aligned_noise(noise: np.ndarray, views: int = 3000) -> np.ndarray:
@@ -205,4 +192,3 @@ def test_stride_reads_part_of_the_images_and_scales_back(with_noise, monkeypatch
     assert (whole.stride, part.stride) == (1, 3)
     ssnr = [m.stride * m.fsc[0, 2:7] / (1 - m.fsc[0, 2:7]) for m in (whole, part)]
     assert np.log(ssnr[1]).mean() == pytest.approx(np.log(ssnr[0]).mean(), abs=0.35)
-    assert isinstance(AutoCurve((), 0).lines(), list)

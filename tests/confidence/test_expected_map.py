@@ -4,7 +4,6 @@ import pytest
 from cryoforum_plugin.confidence.expected_map import (
     expected_fsc,
     expected_resolution_A,
-    nested_signal,
     particle_ssnr,
 )
 
@@ -45,10 +44,3 @@ def test_resolution_is_read_between_shells() -> None:
         expected_resolution_A(curves, 100.0), [100 / 18.57, 100 / 32, 100.0], rtol=1e-3
     )
     assert expected_resolution_A(curves[0], 100.0) == pytest.approx(100 / 18.57, rel=1e-3)
-
-
-def test_nested_sums_equal_sums_of_each() -> None:
-    rng = np.random.default_rng(1)
-    damping, order, counts = rng.random((50, 4)), rng.permutation(50), np.array([5, 20, 50])
-    expected = [damping[order[:n]].sum(axis=0) for n in counts]
-    np.testing.assert_allclose(nested_signal(damping, order, counts), expected)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from blobs import blob_positions, blob_volume
 from click.testing import CliRunner
+from memory_reader import Memory
 from scipy.spatial.transform import Rotation
 
 from cryoforum_plugin.cli.main import main
@@ -25,19 +26,6 @@ from cryoforum_plugin.simulation.write import particle_set
 
 VOLUME = blob_volume(blob_positions())
 PIXEL_A, N = 4.0, 1200
-
-
-class Memory:
-    """A reader of images that are in memory."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def check(self, particles: ParticleSet) -> int:
-        return int(self.images.shape[-1])
-
-    def read(self, stack_index: np.ndarray, slice_index: np.ndarray) -> np.ndarray:
-        return self.images[slice_index].copy()
 
 
 @pytest.fixture(scope="module")
