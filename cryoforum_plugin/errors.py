@@ -27,3 +27,7 @@ class OutputError(CryoForumError):
 
 class SettingsError(CryoForumError):
     """A setting is unknown or out of range."""
+
+
+class DeviceError(CryoForumError):
+    """A processor or GPU that is not there, too small, or lost on the way."""

@@ -1,10 +1,12 @@
-"""Particle images by memory map: any of many stacks, any order, never a whole stack in memory."""
+"""Particle images: any of many stacks, any order, from any thread, never a whole stack in memory."""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -18,22 +20,48 @@ from cryoforum_plugin.particles import IntArray, ParticleSet
 Images = NDArray[np.float32]
 
 
+class _OpenFile:
+    """A file descriptor that is closed when the last thread has let go of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    def fill(self, pixels: NDArray[Any], offset: int) -> bool:
+        """Read bytes from `offset` on into contiguous `pixels`; tell whether there were enough."""
+        left = pixels.reshape(-1).view(np.uint8).data
+        while left:
+            got = os.preadv(self.fd, [left], offset)
+            if not got:
+                return False
+            left, offset = left[got:], offset + got
+        return True
+
+
 class StackReader:
-    """Reads images of `stacks`; at most `max_open` are mapped at a time. Pickles without its maps."""
+    """Reads images of `stacks`, at most `max_open` of them open for it at a time; safe from several threads.
+
+    Images are read, not mapped: neighbours in a stack come with one request, which network storage answers
+    best, and a stack that is cut short meanwhile is an error, not the end of the process. Pickles without
+    its open files.
+    """
 
     def __init__(self, stacks: Sequence[Path], max_open: int = 64) -> None:
         self.stacks = tuple(Path(stack) for stack in stacks)
         self.max_open = max_open
         self._headers: dict[int, StackHeader] = {}
-        self._maps: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "stacks": self.stacks,
-            "max_open": self.max_open,
-            "_headers": self._headers,
-            "_maps": OrderedDict(),
-        }
+        return {"stacks": self.stacks, "max_open": self.max_open, "_headers": self._headers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["stacks"], state["max_open"])  # type: ignore[misc]
+        self._headers = state["_headers"]
 
     def header(self, stack: int) -> StackHeader:
         """Return the checked header of stack number `stack`. Raises ImageStackError as `read_header`."""
@@ -100,35 +128,50 @@ class StackReader:
             raise ValueError("no images asked for")
         first = self.header(int(stack_index[order[0]]))
         images = np.empty((len(order), first.height, first.width), dtype=np.float32)
-        cuts = np.flatnonzero(np.diff(stack_index[order])) + 1
-        for rows in np.split(order, cuts):
-            stack, slices = int(stack_index[rows[0]]), slice_index[rows]
-            mapped = self._map(stack)
-            count, height, width = mapped.shape
-            if mapped.shape[1:] != images.shape[1:] or slices[-1] >= len(mapped) or slices[0] < 0:
-                raise ImageStackError(
-                    f"{self.stacks[stack]}: holds {count} images of {height} x {width} px, but image "
-                    f"{slices[-1] + 1} of {first.height} x {first.width} px is asked for"
-                )
-            for row, number in zip(rows.tolist(), slices.tolist(), strict=True):
-                images[row] = mapped[number]
+        # runs of neighbours in one stack
+        new_run = (np.diff(stack_index[order]) != 0) | (np.diff(slice_index[order]) != 1)
+        for rows in np.split(order, np.flatnonzero(new_run) + 1):
+            self._read_run(int(stack_index[rows[0]]), int(slice_index[rows[0]]), rows, images)
         return images
 
-    def _map(self, stack: int) -> NDArray[Any]:
-        """Return stack number `stack` mapped `(count, height, width)`, closing the longest unused."""
-        if stack in self._maps:
-            self._maps.move_to_end(stack)
-            return self._maps[stack]
-        header = self.header(stack)
-        shape = (header.count, header.height, header.width)
+    def _read_run(self, stack: int, first: int, rows: IntArray, images: Images) -> None:
+        """Read `len(rows)` images from number `first` on into those `rows` of `images`."""
+        header, shape = self.header(stack), images.shape[1:]
+        if (header.height, header.width) != shape or first + len(rows) > header.count or first < 0:
+            raise ImageStackError(
+                f"{self.stacks[stack]}: holds {header.count} images of {header.height} x {header.width} px, but image "
+                f"{first + len(rows)} of {shape[0]} x {shape[1]} px is asked for"
+            )
+        ordered = int(rows[-1] - rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+        target = images[rows[0] : rows[0] + len(rows)] if ordered else None
+        direct = target is not None and header.dtype == np.float32 and header.dtype.isnative
+        pixels = target if direct else np.empty((len(rows), *shape), dtype=header.dtype)
+        assert pixels is not None
+        offset = header.offset + first * shape[0] * shape[1] * header.dtype.itemsize
         try:
-            mapped = np.memmap(header.path, header.dtype, "r", header.offset, shape)
-        except (OSError, ValueError) as error:  # gone or shortened since its header was read
-            raise ImageStackError(f"cannot read {header.path}: {error}") from error
-        self._maps[stack] = mapped
-        while len(self._maps) > self.max_open:
-            self._maps.popitem(last=False)
-        return mapped
+            whole = self._file(stack).fill(pixels, offset)
+        except OSError as error:
+            raise ImageStackError(f"cannot read {header.path}: {error.strerror}") from error
+        if not whole:
+            raise ImageStackError(
+                f"cannot read {header.path}: it became shorter meanwhile; start again when it is complete"
+            )
+        if not direct:
+            images[rows] = pixels
+
+    def _file(self, stack: int) -> _OpenFile:
+        """Return stack number `stack` open for reading, forgetting the longest unused."""
+        with self._lock:
+            if stack in self._files:
+                self._files.move_to_end(stack)
+                return self._files[stack]
+        opened = _OpenFile(self.stacks[stack])  # network storage may take its time
+        with self._lock:
+            opened = self._files.setdefault(stack, opened)
+            self._files.move_to_end(stack)
+            while len(self._files) > self.max_open:
+                self._files.popitem(last=False)
+        return opened
 
 
 def write_stack(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import Tensor
 from cryoforum_plugin.confidence.raw import RawPrediction
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.pipeline import ImagePipeline, unusable
+from cryoforum_plugin.images.read_ahead import READERS, in_order, on_each_core
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import NetworkOutput
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.encoder import fused_for_inference
+from cryoforum_plugin.network.memory import InParts
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import align_to_copy, mode, upper_from_matrix
@@ -38,29 +40,37 @@ class Predictor:
         self.network = fused_for_inference(model.network)
         self.autocast = precision == "bf16-mixed"
         self.group = torch.from_numpy(symmetry_group(model.settings.symmetry)).float().to(pipeline.device)
+        self.in_parts = InParts("images")
         self.recentre_above_A = RECENTRE_ABOVE * model.settings.training.max_shift * model.box.side_A
 
-    @torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
     def predict(self, rows: IntArray, batch_size: int, advance: Advance) -> RawPrediction:
-        """Predict `rows`; the next batch is read while one is computed."""
-        parts = []
-        for of_batch, originals in self._read_ahead(rows, batch_size):
-            bad = unusable(originals)
-            if bad.any():
-                originals = torch.where(bad[:, None, None], torch.zeros_like(originals), originals)
-            parts.append(self._batch(of_batch, originals, bad.cpu()))
-            advance(len(of_batch), "")
-        return RawPrediction(*(_joined(part) for part in zip(*parts, strict=True)))
+        """Predict `rows`."""
+        return next(self.stream([rows], batch_size, advance))
 
-    def _read_ahead(self, rows: IntArray, batch_size: int) -> Iterator[tuple[IntArray, Tensor]]:
-        batches = list(self.pipeline.batches(rows, batch_size))
-        with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(self.pipeline.read, batches[0])
-            for of_batch, following in zip(batches, [*batches[1:], None], strict=True):
-                images = pending.result()
-                if following is not None:
-                    pending = pool.submit(self.pipeline.read, following)
-                yield of_batch, images
+    def stream(
+        self, chunks: Iterable[IntArray], batch_size: int, advance: Advance
+    ) -> Iterator[RawPrediction]:
+        """Predict chunk after chunk of rows; images are read ahead, also of the chunk that follows."""
+        batches = (
+            (number, rows) for number, chunk in enumerate(chunks) for rows in self.pipeline.batches(chunk, batch_size)
+        )  # fmt: skip
+        read = in_order(lambda batch: self.pipeline.read(batch[1]), batches, READERS)
+        found = on_each_core(lambda item: self._answers(item[0][1], item[1]), read, self.pipeline.device)
+        for _, of_chunk in groupby(found, key=lambda item: item[0][0][0]):
+            parts = []
+            for ((_, rows), _), answers in of_chunk:
+                parts += answers
+                advance(len(rows), "")
+            yield RawPrediction(*(_joined(part) for part in zip(*parts, strict=True)))
+
+    @torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
+    def _answers(self, rows: IntArray, originals: Tensor) -> list[tuple[Tensor | None, ...]]:
+        """Network answers of one batch, in parts that the device's memory holds."""
+        bad = unusable(originals)
+        if bad.any():
+            originals = torch.where(bad[:, None, None], torch.zeros_like(originals), originals)
+        off = bad.cpu()
+        return self.in_parts(lambda part: self._batch(rows[part], originals[part], off[part]), len(rows))
 
     def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor | None, ...]:
         """Network answers of one batch, in Å and radians; NaN where `bad` `(b,)`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from threading import Lock
 
 import numpy as np
 import torch
@@ -48,7 +47,6 @@ class ImageSource:
         self.device = pipeline.device
         self._pipelines: dict[float, ImagePipeline] = {}
         self._noise: dict[tuple[int, float], Tensor] = {}
-        self._reading = Lock()  # a reader opens and closes stacks
 
     def pipeline(self, size_A: float) -> ImagePipeline:
         """Pipeline of the images whose originals have pixels of `size_A`."""
@@ -73,8 +71,7 @@ class ImageSource:
         """Transforms `(b, n, n // 2 + 1)` of `rows`, the particle's centre at [0, 0]."""
         pipeline, parts = self.pipeline(size_A), []
         for of_batch in pipeline.batches(rows):
-            with self._reading:
-                originals = pipeline.read(of_batch)
+            originals = pipeline.read(of_batch)
             images = pipeline.working(of_batch, None, originals)
             parts.append(torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1))))
         return torch.cat(parts)
@@ -113,8 +110,7 @@ class ImageSource:
         radius_px = n * 0.45 if self.diameter_A is None else self.diameter_A / 2 / self.pixel_A(size_A)
         outside, everything, count = torch.zeros(n // 2 + 1), torch.zeros(n // 2 + 1), 0
         for of_batch in pipeline.batches(rows):
-            with self._reading:
-                originals = pipeline.read(of_batch)
+            originals = pipeline.read(of_batch)
             good = ~unusable(originals)
             if not good.any():
                 continue

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +13,8 @@ from torch import Tensor
 
 from cryoforum_plugin.confidence.raw import MATCH, RawPrediction
 from cryoforum_plugin.images.pipeline import ImagePipeline
+from cryoforum_plugin.images.read_ahead import on_each_core
+from cryoforum_plugin.network.memory import InParts
 from cryoforum_plugin.particles import IntArray
 from cryoforum_plugin.posterior import matrix_about, matrix_from_upper, mode, upper_from_matrix
 from cryoforum_plugin.progress import Advance
@@ -31,8 +32,8 @@ SURE_DEG = 6.0  # posteriors narrower than this get one start
 STARTS = 6  # of unsure particles
 RESCUES, FINALISTS = 16, 4  # starts of doubtful ones, and how many of them are refined in full
 DOUBTFUL = 0.8  # of the usual contrast: below, the pose that was found is searched for everywhere
-MARCH = 1.6  # from one stage to the next, in frequency
-COARSE_STEPS, LAST_STEPS = (3, 1), 3
+MARCH = 1.6  # from one stage to the next, in frequency; about that, in even steps
+COARSE_STEPS, LAST_STEPS = (3, 1), 2  # a third last step moves poses by less than a tenth of their error
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,9 @@ class _Against:
 
 def march(first: float, highest: float) -> tuple[Stages, Stages]:
     """Stages (part of the highest frequency, steps) from frequency `first` on: the coarse ones, then the rest."""
-    reached = [min(first, highest)]
-    while reached[-1] < highest:
-        reached.append(min(reached[-1] * MARCH, highest))
-    parts = [frequency / highest for frequency in reached]
+    stages = max(1, math.ceil(math.log(max(highest / first, 1.0), MARCH) - 0.25))
+    parts = [min(first / highest, 1.0) ** (1 - i / stages) for i in range(stages)] + [1.0]
+    parts = parts if first < highest else [1.0]
     coarse = tuple(zip(parts, COARSE_STEPS, strict=False))
     return coarse, (*((part, 1) for part in parts[1:-1]), (1.0, LAST_STEPS))
 
@@ -89,6 +89,7 @@ class Refiner:
         self.source = ImageSource(pipeline, self.finest_A, diameter_A)
         self.references = {half: reference.to(self.device) for half, reference in references.items()}
         self.diameter_A, self.symmetry = diameter_A, symmetry
+        self.in_parts = InParts("images")
         self._against: dict[Key, _Against] = {}
 
     def refine(
@@ -108,13 +109,18 @@ class Refiner:
         }
         usable = ~raw.unusable.numpy()
         for key, chosen in self._groups(rows):
+            self._meet_once(key)
 
-            def work(part: IntArray, key: Key = key) -> tuple[IntArray, dict[str, Tensor]]:
-                return part, self._batch(key, rows[part], raw[part], search)
+            def work(places: IntArray, key: Key = key) -> list[dict[str, Tensor]]:
+                return self.in_parts(
+                    lambda part: self._batch(key, rows[places[part]], raw[places[part]], search), len(places)
+                )
 
-            for part, found in self._shared(key, work, np.flatnonzero(chosen & usable)):
-                for name, values in found.items():
-                    fields[name][part] = values.to(fields[name])
+            places, size = np.flatnonzero(chosen & usable), self._batch_size(key[1])
+            parts = (places[start : start + size] for start in range(0, len(places), size))
+            for part, found in on_each_core(work, parts, self.device):
+                for name in found[0]:
+                    fields[name][part] = torch.cat([some[name] for some in found]).to(fields[name])
                 advance(len(part), "")
         advance(int((~usable).sum()), "")
         return replace(raw, modes=None, log_weight=None, **fields)
@@ -130,26 +136,6 @@ class Refiner:
             for s in np.unique(size_A[half == h])
         ]
 
-    def _shared(
-        self, key: Key, work: Callable[[IntArray], tuple[IntArray, dict[str, Tensor]]], places: IntArray
-    ) -> Iterator[tuple[IntArray, dict[str, Tensor]]]:
-        """Do the places in batches, on a CPU one to a core: many small steps gain little from sharing each.
-
-        The first batch comes alone: it may measure noise and contrast.
-        """
-        size = self._batch_size(key[1])
-        parts = [places[start : start + size] for start in range(0, len(places), size)]
-        yield from (work(part) for part in parts[:1])
-        cores = torch.get_num_threads()
-        if self.device.type != "cpu" or cores == 1:
-            yield from (work(part) for part in parts[1:])
-            return
-        try:
-            with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(work, parts[1:])
-        finally:
-            torch.set_num_threads(cores)
-
     def _batch_size(self, size_A: float) -> int:
         """How many images at once: a batch's Fourier points stay in a CPU's caches, or in a GPU's memory."""
         n = self.source.box_px(size_A)
@@ -159,7 +145,7 @@ class Refiner:
 
     def _batch(self, key: Key, rows: IntArray, raw: RawPrediction, search: bool) -> dict[str, Tensor]:
         """What is found of one batch, by field of RawPrediction."""
-        against, size_A = self._met(key), key[1]
+        against, size_A = self._against[key], key[1]
         solver, pixel_A = against.solver, self.source.pixel_A(size_A)
         usual = None
         if against.usual is not None:
@@ -236,7 +222,9 @@ class Refiner:
         covariance = torch.linalg.inv(result.information.double() + 1e-9 * torch.eye(5, device=self.device))
         precision = torch.linalg.inv(covariance[:, :3, :3])
         q = roma.rotmat_to_unitquat(result.R).double()
-        contrast, gain = against.solver.fit(observed, result.R, result.shift_px, against.compared)
+        contrast, gain = result.scale, result.gain
+        if against.compared < len(against.solver.points.k):
+            contrast, gain = against.solver.fit(observed, result.R, result.shift_px, against.compared)
         match = agreement(against.solver.slicer, observed, result.R, result.shift_px, usual, against.bands)
         return {
             "bingham": upper_from_matrix(matrix_about(q, precision)),
@@ -247,14 +235,15 @@ class Refiner:
             "match": match,
         }
 
-    def _met(self, key: Key) -> _Against:
-        """The reference of a half set, as images of a pixel size meet it; the last few are kept."""
+    def _meet_once(self, key: Key) -> None:
+        """Get ready what batches of `key` share, before threads do; the last few references are kept."""
+        half, size_A = key
         if key not in self._against:
             while len(self._against) >= REFERENCES_AT_ONCE:
                 del self._against[next(iter(self._against))]
-            half, size_A = key
             self._against[key] = self._meet(self.references[half], size_A)
-        return self._against[key]
+        for group in np.unique(self.particles.optics_group[self.particles.pixel_size_A == size_A]).tolist():
+            self.source.noise(group, size_A)
 
     def _meet(self, reference: ReferenceMap, size_A: float) -> _Against:
         n, pixel_A = self.source.box_px(size_A), self.source.pixel_A(size_A)

@@ -66,9 +66,11 @@ class GradientSlicer:
         n, padded_px, limit = volume.shape[-1], self.padding * volume.shape[-1], self.limit
         margin = padded_px // 2 - n // 2
         padded = torch.nn.functional.pad(volume, [margin, padded_px - n - margin] * 3)
-        transform = torch.fft.rfftn(torch.fft.ifftshift(padded))[..., : limit + 1]
-        rows = torch.arange(-limit, limit + 1, device=volume.device) % padded_px
-        kept: Tensor = transform[rows][:, rows]
+        transform = torch.fft.rfftn(padded)[..., : limit + 1]
+        k = torch.arange(-limit, limit + 1, device=volume.device)
+        rows = k % padded_px
+        sign = 1.0 - 2.0 * (k % 2)  # brings the centre from padded_px // 2 to 0
+        kept: Tensor = transform[rows][:, rows] * (sign[:, None, None] * sign[:, None] * sign[limit:])
         return kept
 
     def values(self, R: Tensor, count: int) -> Tensor:

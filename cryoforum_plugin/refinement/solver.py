@@ -42,7 +42,7 @@ class Refined:
     """Poses of a batch. R : `(b, 3, 3)`. shift_px : `(b, 2)` x, y, translating by it centres the particle.
 
     scale : `(b,)` contrast relative to the reference. cost : `(b,)` half the squared residual, minus log
-    likelihood up to a constant. information : `(b, 5, 5)` inverse covariance of (rotation vector in the
+    likelihood up to a constant. gain : `(b,)` log likelihood over that of no particle. information : `(b, 5, 5)` inverse covariance of (rotation vector in the
     volume's frame, rad; shift, px).
     """
 
@@ -50,6 +50,7 @@ class Refined:
     shift_px: Tensor
     scale: Tensor
     cost: Tensor
+    gain: Tensor
     information: Tensor
 
     def where(self, chosen: Tensor, other: Refined) -> Refined:
@@ -103,13 +104,14 @@ class Solver:
                 for _ in range(steps):
                     state, damping = self._step(observed, state, damping, count)
                 R, shift_px = state.R, state.shift_px
-            return Refined(state.R, state.shift_px, state.scale, state.cost, state.information)
+            gain = _power(observed, count) - state.cost
+            return Refined(state.R, state.shift_px, state.scale, state.cost, gain, state.information)
 
     @torch.no_grad()
     def fit(self, observed: Observed, R: Tensor, shift_px: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Contrast `(b,)` of poses on the first `count` points, and log likelihood `(b,)` over that of no particle."""
         state = self._evaluate(observed, R, shift_px, count)
-        return state.scale, observed.data[:, :count].abs().square().sum(1) / 2 - state.cost
+        return state.scale, _power(observed, count) - state.cost
 
     def _step(self, observed: Observed, state: _State, damping: Tensor, count: int) -> tuple[_State, Tensor]:
         diagonal = state.information.diagonal(dim1=1, dim2=2)
@@ -148,6 +150,11 @@ class Solver:
         gradient = scale[:, None] * (scale[:, None] * product[:, :5, 5] - product[:, :5, 6])
         information = scale.square()[:, None, None] * product[:, :5, :5]
         return _State(R, shift_px, scale, cost, gradient, information)
+
+
+def _power(observed: Observed, count: int) -> Tensor:
+    """Cost `(b,)` of no particle."""
+    return torch.view_as_real(observed.data[:, :count]).square().sum((1, 2)) / 2
 
 
 def whiten(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,9 +92,27 @@ def test_any_order_and_repeats_across_stacks(tmp_path: Path) -> None:
     expected = np.stack([stacks[s][i] for s, i in zip(stack, index, strict=True)])
     for _ in range(2):
         np.testing.assert_array_equal(reader.read(stack, index), expected)
-        assert len(reader._maps) == 2
+        assert len(reader._files) == 2
     single = np.concatenate([reader.read(stack[i : i + 1], index[i : i + 1]) for i in range(20)])
     np.testing.assert_array_equal(single, expected[:20])
+
+
+def test_threads_share_a_reader_that_opens_and_closes_stacks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    stacks = [rng.normal(size=(9, 8, 8)).astype(np.float32) for _ in range(12)]
+    paths = [tmp_path / f"{i}.mrcs" for i in range(12)]
+    for path, images in zip(paths, stacks, strict=True):
+        write_stack(path, images, 1.0)
+    reader = StackReader(paths, max_open=2)
+
+    def read(seed: int) -> bool:
+        own = np.random.default_rng(seed)
+        stack, index = own.integers(0, 12, 60), own.integers(0, 9, 60)
+        expected = np.stack([stacks[s][i] for s, i in zip(stack, index, strict=True)])
+        return bool((reader.read(stack, index) == expected).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(200)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
@@ -107,7 +126,7 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
-def test_a_reader_pickles_without_its_maps(tmp_path: Path) -> None:
+def test_a_reader_pickles_without_its_open_files(tmp_path: Path) -> None:
     particles = make_particles(tmp_path)
     reader = StackReader(particles.stacks)
     expected = reader.read(particles.stack_index, particles.slice_index)

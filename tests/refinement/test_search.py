@@ -11,7 +11,7 @@ import torch
 from blobs import blob_positions, blob_volume
 
 from cryoforum_plugin.geometry import angular_distance_to_group, random_quaternions, symmetry_group
-from cryoforum_plugin.refinement.refine import march
+from cryoforum_plugin.refinement.refine import LAST_STEPS, MARCH, march
 from cryoforum_plugin.refinement.search import APART_DEG, GridSearch
 from cryoforum_plugin.refinement.slices import FourierPoints, GradientSlicer
 from cryoforum_plugin.refinement.solver import Observed, Solver
@@ -78,5 +78,5 @@ def test_stages_march_from_the_first_frequency_to_the_last() -> None:
     assert coarse[0] == (0.25, 3)
     assert parts[-1] == 40
     assert (np.diff([10, *parts]) > 0).all()
-    assert (np.array([*parts]) / np.array([10, *parts[:-1]]) <= 1.6 + 1e-9).all()
-    assert march(50.0, 40.0) == (((1.0, 3),), ((1.0, 3),))
+    assert (np.array([*parts]) / np.array([10, *parts[:-1]]) <= MARCH**1.25 + 1e-9).all()
+    assert march(50.0, 40.0) == (((1.0, 3),), ((1.0, LAST_STEPS),))

@@ -143,7 +143,7 @@ def test_the_contrast_is_found_within_limits() -> None:
 
 def test_rows_are_chosen() -> None:
     zeros, ones = (
-        Refined(*(torch.full(shape, v) for shape in ((2, 3, 3), (2, 2), (2,), (2,), (2, 5, 5))))
+        Refined(*(torch.full(shape, v) for shape in ((2, 3, 3), (2, 2), (2,), (2,), (2,), (2, 5, 5))))
         for v in (0.0, 1.0)
     )
     chosen = zeros.where(torch.tensor([True, False]), ones)

@@ -1,0 +1,66 @@
+"""Work in smaller parts where a device's memory does not hold the whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from cryoforum_plugin.errors import DeviceError
+
+LOG = logging.getLogger("cryoforum")
+Result = TypeVar("Result")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether Python, a GPU or torch's CPU allocator ran out of memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class InParts:
+    """Does work on `count` items at once, or where the memory is too small in ever smaller parts from then on.
+
+    what : the items, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.most: int | None = None
+
+    def __call__(self, work: Callable[[slice], Result], count: int) -> list[Result]:
+        """Results of `work(items)` for consecutive slices that cover `count` items.
+
+        Raises DeviceError when not even a single one fits.
+        """
+        found: list[Result] = []
+        done = 0
+        while done < count:
+            size = min(self.most or count, count - done)
+            result = self._tried(work, slice(done, done + size))
+            if result is None:
+                self._halve(size)
+            else:
+                found.append(result)
+                done += size
+        return found
+
+    def _tried(self, work: Callable[[slice], Result], items: slice) -> Result | None:
+        try:
+            return work(items)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        return None  # only here: the error's traceback keeps tensors in memory
+
+    def _halve(self, size: int) -> None:
+        if size == 1:
+            raise DeviceError(
+                f"out of memory even with one at a time of the {self.what}; end other programs on this device, or "
+                "choose another with --device"
+            )
+        self.most = size // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        LOG.warning("out of memory with %d %s at a time: going on with %d", size, self.what, self.most)
