@@ -36,13 +36,17 @@ from cryoforum_plugin.cli.options import prediction_choices, prediction_options
 @overwrite_option
 @quiet_option
 def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> None:
-    """Predict PARTICLES (.star, .cs or .csg) with the model in MODEL_DIR; every row and column is kept."""
+    """Predict PARTICLES (.star, .cs or .csg) with the model in MODEL_DIR; every row and column is kept.
+
+    A run that was killed goes on where it stopped: start it again as it was.
+    """
     from cryoforum_plugin import formats
     from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.network.model import load_model
+    from cryoforum_plugin.prediction.journal import journal_of, remove_journal
     from cryoforum_plugin.prediction.members import ready
-    from cryoforum_plugin.prediction.run import predict_particles
+    from cryoforum_plugin.prediction.run import predict_particles, prediction_identity
 
     choices = prediction_choices(options)
     for path in (*formats.files_of(output), options["json_file"]):
@@ -59,9 +63,12 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
         device,
         choose_precision(options["precision"], device),
         choices,
+        journal=journal_of(output),
+        identity=prediction_identity(particles, model_dir, choices),
     )
     seconds = time.monotonic() - start
     formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])
+    remove_journal(journal_of(output))
     figures = _summary(prediction, seconds) | {"unlikeness": unlike}
     write_json(options["json_file"], figures, options["overwrite"])
     click.echo(

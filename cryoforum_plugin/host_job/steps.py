@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cryoforum_plugin import __version__
 from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import HostError, ImageStackError, ParticleFileError, SettingsError
 from cryoforum_plugin.formats import write_particles
@@ -20,6 +19,7 @@ from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryoforum_plugin.particles.description import describe
+from cryoforum_plugin.prediction.journal import journal_of, remove_journal
 from cryoforum_plugin.prediction.members import ready
 from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.progress import progress
@@ -109,20 +109,6 @@ def _refuse_changes(record: JobRecord, directory: Path, identity: dict[str, Any]
     )
 
 
-def prediction_identity(table: Path, model_folder: Path, options: PredictOptions) -> dict[str, Any]:
-    """What makes a prediction the same as an earlier one."""
-    return {
-        "particles": checksum(table),
-        "model": checksum(model_folder / "model.pt"),
-        "references": [checksum(path) for path in sorted(model_folder.rglob("references.pt"))],
-        "views": options.views,
-        "contrast": options.contrast,
-        "refine": options.refine,
-        "reference": None if options.reference is None else checksum(options.reference),
-        "version": __version__,
-    }
-
-
 def predict_table(
     record: JobRecord,
     model: Model,
@@ -147,8 +133,12 @@ def predict_table(
     device = choose_device(device_name)
     LOG.info("predicting on %s", device)
     arithmetic = choose_precision(precision, device)
-    prediction, unlike = predict_particles(model, particles, device, arithmetic, options)
+    journal = journal_of(output)
+    prediction, unlike = predict_particles(
+        model, particles, device, arithmetic, options, journal=journal, identity=identity
+    )
     write_particles(particles, output, prediction, overwrite=True)
+    remove_journal(journal)
     LOG.info("predicting: %s", _summary(prediction))
     found = {"outliers": round(unlike["outliers"], 4), "unlike": len(unlike["alarms"])}
     record.note("predict", {**data, **found, "finished": True, "identity": identity})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from cryoforum_plugin import __version__
+from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.confidence.alternatives import with_alternatives
 from cryoforum_plugin.confidence.calibration import (
     Calibration,
@@ -18,15 +22,16 @@ from cryoforum_plugin.confidence.calibration import (
 )
 from cryoforum_plugin.confidence.likeness import Likeness, Unlikeness, figures_of, unlikeness
 from cryoforum_plugin.confidence.outliers import OutlierModel
-from cryoforum_plugin.errors import ImageStackError, ModelError, ParticleFileError, SettingsError
+from cryoforum_plugin.confidence.raw import RawPrediction
+from cryoforum_plugin.errors import ImageStackError, ModelError, SettingsError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import check_contrast
-from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
-from cryoforum_plugin.images.stacks import StackReader
 from cryoforum_plugin.maps.given import SIMULATED_IMAGES
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet, Prediction
+from cryoforum_plugin.prediction.images import image_pipeline
+from cryoforum_plugin.prediction.journal import Columns, Journal, stack_states
 from cryoforum_plugin.prediction.members import assign
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.refining import refiner_for, refines
@@ -36,7 +41,9 @@ from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 LOG = logging.getLogger("cryoforum")
-ROWS_AT_ONCE = 16_384  # calibrated together; bounds the memory for features
+# predicted together, fewer in boxes larger than COMMON_BOX_PX: seconds of work for a CPU, which a killed run may lose
+ROWS_AT_ONCE, COMMON_BOX_PX = 4096, 160
+DEVIATIONS = "deviations"  # column of the journal: how far off the usual each particle lies
 
 
 @dataclass(frozen=True)
@@ -56,72 +63,149 @@ class PredictOptions:
     reference: Path | None = None
 
 
+def prediction_identity(table: Path, model_folder: Path, options: PredictOptions) -> dict[str, Any]:
+    """What makes a prediction of a table the same as an earlier one. Raises CryoForumError where files are missing."""
+    return {
+        "particles": checksum(table),
+        "model": checksum(model_folder / "model.pt"),
+        "references": [checksum(path) for path in sorted(model_folder.rglob("references.pt"))],
+        "views": options.views,
+        "contrast": options.contrast,
+        "refine": options.refine,
+        "reference": None if options.reference is None else checksum(options.reference),
+        "version": __version__,
+    }
+
+
 def predict_particles(
-    model: Model, particles: ParticleSet, device: torch.device, precision: Precision, options: PredictOptions
+    model: Model,
+    particles: ParticleSet,
+    device: torch.device,
+    precision: Precision,
+    options: PredictOptions,
+    *,
+    journal: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> tuple[Prediction, Unlikeness]:
     """Predict every row of `particles`; unreadable images (NaN, constant) become NaN rows.
 
     Also returns how unlike those of the model's calibration they are, together, and warns where that is much.
 
     Particles without half sets need `members.ready` first where the model has a model for each half.
+    journal : folder that keeps what is done, so that the same call goes on where a killed one stopped; the caller
+    removes it. identity : plain data that tells this prediction from others.
     Raises ImageStackError for missing or damaged stacks, dark protein, or when no image is usable;
     ParticleFileError for missing CTF parameters; ModelError when the images cannot hold the particle, or
     refinement is asked for without a reference.
     """
+    options = replace(options, refine=refines(model, particles, options.refine, options.reference))
+    known = {"stacks": stack_states(particles), "chunks": [ROWS_AT_ONCE, COMMON_BOX_PX]}
+    with TemporaryDirectory(prefix="cryoforum-") as temporary:
+        done = Journal(journal or Path(temporary), {**(identity or {}), **known})
+        try:
+            predict_chunks(model, particles, device, precision, options, done)
+        finally:
+            done.drop_if_empty()
+        return collect(model, particles, options, done)
+
+
+def predict_chunks(
+    model: Model,
+    particles: ParticleSet,
+    device: torch.device,
+    precision: Precision,
+    options: PredictOptions,
+    journal: Journal,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Predict what is not in the journal yet into it, a chunk of rows at a time; see `predict_particles`.
+
+    options : where poses are refined or not has been decided. share : (i, n), of n processes this is number i.
+    """
     if options.views not in VIEW_COUNTS:
         raise SettingsError(f"views must be one of {', '.join(map(str, VIEW_COUNTS))}; got {options.views}")
-    pipeline = image_pipeline(model, particles, device, options)
+    pipeline = image_pipeline(model, particles, device, options.contrast)
     if (options.contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
     if model.calibration.get("calibrated_on") == SIMULATED_IMAGES:
         LOG.warning("this model's widths were calibrated on simulated images; on real ones confidence and expected "
                     "error are as good as the simulation")  # fmt: skip
     chosen, seen = assign(model, particles, pipeline.reader)
-    refined = refines(model, particles, options.refine, options.reference)
-    places, parts, deviations = [], [], []
-    with progress("predicting", len(particles), options.quiet) as advance:
-        for number, member in enumerate(model.alone):
-            rows = np.flatnonzero(chosen == number)
-            if not len(rows):
+    every = list(enumerate(_chunks(particles, chosen, pipeline.box_px)))
+    own = every[share[0] :: share[1]]
+    left = [(number, of_model, rows) for number, (of_model, rows) in own if not journal.done(number)]
+    total, missing = (sum(len(item[-1]) for item in some) for some in ([c for _, c in own], left))
+    if missing < total:
+        LOG.warning(
+            "going on with a prediction that was stopped: %d of %d particles are done", total - missing, total
+        )
+    with progress("predicting", missing, options.quiet) as advance:
+        for of_model, member in enumerate(model.alone):
+            todo = [(number, rows) for number, model_number, rows in left if model_number == of_model]
+            if not todo:
                 continue
             seen_by = replace(pipeline, box=member.box)
             predictor = Predictor(member, seen_by, precision, options.views)
-            refining = refiner_for(member, seen_by, options.reference) if refined else None
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                places.append(rows[start : start + ROWS_AT_ONCE])
-                part, off = _predict(member, predictor, refining, places[-1], options, advance)
-                parts.append(part)
-                deviations.append(off)
-    order = np.argsort(np.concatenate(places))
-    prediction = _joined(parts)[order]
+            refining = refiner_for(member, seen_by, options.reference) if options.refine else None
+            # a particle is done when it is refined
+            told = advance if refining is None else lambda count, note: advance(0, note)
+            answers = predictor.stream([rows for _, rows in todo], _batch_size(options, device), told)
+            for (number, rows), raw in zip(todo, answers, strict=True):
+                found, off = _calibrated(member, raw, refining, rows, options, advance)
+                in_training = np.where(np.isnan(found.confidence), np.nan, seen[rows])
+                columns = _columns(replace(found, in_training=in_training))
+                journal.write(number, rows, columns | {DEVIATIONS: off})
+
+
+def _chunks(particles: ParticleSet, chosen: IntArray, box_px: int) -> Iterator[tuple[int, IntArray]]:
+    """Number of the model and rows of each chunk, in the order in which their images lie in the stacks."""
+    order = np.lexsort((particles.slice_index, particles.stack_index))
+    count = max(64, int(ROWS_AT_ONCE * min(1.0, (COMMON_BOX_PX / box_px) ** 2)))
+    for number in np.unique(chosen).tolist():
+        rows = order[chosen[order] == number]
+        yield from ((number, rows[start : start + count]) for start in range(0, len(rows), count))
+
+
+def _batch_size(options: PredictOptions, device: torch.device) -> int:
+    # a CPU is fastest while the maps of a batch stay in its caches
+    return options.batch_size or (64 if device.type == "cpu" else 512)
+
+
+def collect(
+    model: Model, particles: ParticleSet, options: PredictOptions, journal: Journal
+) -> tuple[Prediction, Unlikeness]:
+    """Prediction of every row in the journal, which holds them all, in the order of `particles`."""
+    columns = journal.collected(len(particles))
+    off = columns.pop(DEVIATIONS)
+    prediction = Prediction(**columns)
     _check_usable(prediction, particles)
-    usual = [_likeness(member, options, refined)[0] for member in model.alone]
-    new = np.flatnonzero(seen == 0)
-    off = np.concatenate(deviations)[order]
     assert prediction.outlier_score is not None
+    assert prediction.in_training is not None
+    usual = [_likeness(member, options, bool(options.refine))[0] for member in model.alone]
+    new = np.flatnonzero(~(prediction.in_training > 0))
     held_out = sum(likeness.count for likeness in usual)
     unlike = unlikeness(usual[0].names, off[new], prediction.outlier_score[new], held_out)
     _warn_of_unlike(particles, unlike)
-    return replace(prediction, in_training=np.where(np.isnan(prediction.confidence), np.nan, seen)), unlike
+    return prediction, unlike
 
 
-def _predict(
+def _columns(prediction: Prediction) -> Columns:
+    """What is known of a prediction, by field."""
+    values = {f.name: getattr(prediction, f.name) for f in fields(Prediction)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _calibrated(
     model: Model,
-    predictor: Predictor,
+    raw: RawPrediction,
     refining: tuple[Refiner, Calibration] | None,
     rows: IntArray,
     options: PredictOptions,
     advance: Advance,
 ) -> tuple[Prediction, FloatArray]:
-    """Predict and refine `rows`, and calibrate what is found; with how far off the usual each lies `(n, m)`."""
+    """Refine and calibrate what the network says of `rows`; with how far off the usual each lies `(n, m)`."""
     factors = Calibration.of(model.calibration["views"][str(options.views)])
     symmetry, outliers = model.settings.symmetry, OutlierModel(**model.outliers)
-    # a CPU is fastest while the maps of a batch stay in its caches
-    batch_size = options.batch_size or (64 if predictor.pipeline.device.type == "cpu" else 512)
-    # a particle is done when it is refined
-    raw = predictor.predict(
-        rows, batch_size, advance if refining is None else lambda count, note: advance(0, note)
-    )
     known, group = with_widths(raw, factors), torch.from_numpy(symmetry_group(symmetry))
     likeness, of_refined = _likeness(model, options, refining is not None)
     if refining is not None:
@@ -167,43 +251,3 @@ def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:
     if bad:
         LOG.warning("%d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
                     bad, len(prediction))  # fmt: skip
-
-
-def _joined(parts: list[Prediction]) -> Prediction:
-    """One prediction of several; what one does not know, none does."""
-    values: dict[str, Any] = {}
-    for f in fields(Prediction):
-        found = [getattr(part, f.name) for part in parts]
-        values[f.name] = None if any(value is None for value in found) else np.concatenate(found)
-    return Prediction(**values)
-
-
-def image_pipeline(
-    model: Model, particles: ParticleSet, device: torch.device, options: PredictOptions
-) -> ImagePipeline:
-    """Images of `particles` as the model expects them. Raises ParticleFileError without CTF, ModelError for too small a box."""
-    settings = model.settings.images
-    if settings.ctf == "none":
-        if particles.ctf is not None:
-            LOG.warning("the model was trained without CTF; that of %s is not used", particles.source)
-        particles = replace(particles, ctf=None)
-    elif particles.ctf is None and settings.ctf != "keep":
-        raise ParticleFileError(
-            f"{particles.source}: no CTF parameters, but the model was trained with CTF correction; use "
-            "particles with estimated CTF, or train a model with --no-ctf"
-        )
-    reader = StackReader(particles.stacks)
-    box_px = reader.check(particles)
-    side_A = box_px * float(particles.pixel_size_A.min())
-    if side_A < 0.7 * model.box.side_A:
-        raise ModelError(
-            f"{particles.source}: images of {box_px} px at {particles.pixel_size_A.min():g} A/px show "
-            f"{side_A:.0f} A, but the model looks at {model.box.side_A:.0f} A; it was trained on another "
-            "particle or box"
-        )
-    if side_A < 0.95 * model.box.side_A:
-        LOG.warning("the images show %.0f A, the model looks at %.0f A; the rim is continued periodically",
-                    side_A, model.box.side_A)  # fmt: skip
-    contrast = -1.0 if (options.contrast or settings.contrast) == "invert" else 1.0
-    mode: CtfMode = settings.ctf  # type: ignore[assignment]
-    return ImagePipeline(particles, reader, box_px, model.box, mode, contrast, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import roma
@@ -111,19 +112,26 @@ class Refiner:
         for key, chosen in self._groups(rows):
             self._meet_once(key)
 
-            def work(places: IntArray, key: Key = key) -> list[dict[str, Tensor]]:
-                return self.in_parts(
-                    lambda part: self._batch(key, rows[places[part]], raw[places[part]], search), len(places)
-                )
-
             places, size = np.flatnonzero(chosen & usable), self._batch_size(key[1])
-            parts = (places[start : start + size] for start in range(0, len(places), size))
-            for part, found in on_each_core(work, parts, self.device):
+            batches = (places[start : start + size] for start in range(0, len(places), size))
+            work = partial(self._in_parts, key, rows, raw, search)
+            for batch, found in on_each_core(work, batches, self.device):
                 for name in found[0]:
-                    fields[name][part] = torch.cat([some[name] for some in found]).to(fields[name])
-                advance(len(part), "")
+                    fields[name][batch] = torch.cat([part[name] for part in found]).to(fields[name])
+                advance(len(batch), "")
         advance(int((~usable).sum()), "")
         return replace(raw, modes=None, log_weight=None, **fields)
+
+    def _in_parts(
+        self, key: Key, rows: IntArray, raw: RawPrediction, search: bool, batch: IntArray
+    ) -> list[dict[str, Tensor]]:
+        """What is found of the places `batch` among `rows`, in parts that the device's memory holds."""
+
+        def work(part: slice) -> dict[str, Tensor]:
+            places = batch[part]
+            return self._batch(key, rows[places], raw[places], search)
+
+        return self.in_parts(work, len(batch))
 
     def _groups(self, rows: IntArray) -> list[tuple[Key, np.ndarray]]:
         """What there is among the rows to meet, and which of them."""

@@ -20,8 +20,8 @@ from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, load_model, update_calibration
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import spread_rows
+from cryoforum_plugin.prediction.images import image_pipeline
 from cryoforum_plugin.prediction.members import ready
-from cryoforum_plugin.prediction.run import PredictOptions, image_pipeline
 from cryoforum_plugin.refinement.reference_file import read_references
 from cryoforum_plugin.training.calibrate import MOST_PARTICLES, calibrate
 from cryoforum_plugin.training.joining import joined_calibration
@@ -57,8 +57,7 @@ def recalibrate(
     check_directory(output, owned, overwrite)
     particles = ready(model, particles)
     particles.require_rotation()
-    options = PredictOptions(contrast=contrast, quiet=quiet)
-    pipeline = image_pipeline(model, particles, device, options)
+    pipeline = image_pipeline(model, particles, device, contrast)
     if (contrast or model.settings.images.contrast) != "ignore":
         check_contrast(pipeline, np.arange(len(particles)), training=False)
     rows = [_unseen(member, pipeline) for member in model.alone]

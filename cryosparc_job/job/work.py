@@ -23,7 +23,6 @@ from cryoforum_plugin.host_job.record import JobRecord
 from cryoforum_plugin.host_job.selecting import select
 from cryoforum_plugin.host_job.steps import (
     predict_table,
-    prediction_identity,
     reconstruct_sets,
     train_model,
 )
@@ -31,6 +30,7 @@ from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.particles.half_sets import with_half_sets
+from cryoforum_plugin.prediction.run import prediction_identity
 from cryoforum_plugin.reconstruction.reconstruct import ReconstructionSettings
 from cryoforum_plugin.reconstruction.write import write_fsc
 from cryoforum_plugin.report import Report, prepare_report

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 from cryoforum_plugin.errors import HostError
-from cryoforum_plugin.host_job.steps import predict_table, prediction_identity, train_model
+from cryoforum_plugin.host_job.steps import predict_table, train_model
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
-from cryoforum_plugin.prediction.run import PredictOptions
+from cryoforum_plugin.prediction.run import PredictOptions, prediction_identity
 from cryoforum_plugin.report import write_report
 from cryoforum_plugin.settings import Settings, assemble, option_values, parse_assignments, read_config
 from relion_external.job.command_line import parameter
