@@ -92,8 +92,11 @@ class Encoder(nn.Module):
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def fused_for_inference(network: Network) -> Network:
-    """Copy of a network in evaluation mode with every batch norm folded into the convolution before it."""
+def fused_for_inference(network: Network, dtype: torch.dtype = torch.float32) -> Network:
+    """Copy of a network in evaluation mode with every batch norm folded into the convolution before it.
+
+    dtype : of the convolutions' weights; autocast would turn them into bfloat16 again for every batch.
+    """
     fused = copy.deepcopy(network).eval()
     for block in fused.modules():
         if isinstance(block, nn.Sequential) and len(block) > 1 and isinstance(block[1], nn.BatchNorm2d):
@@ -103,4 +106,7 @@ def fused_for_inference(network: Network) -> Network:
                 assert isinstance(block[0], nn.Conv2d)
                 block[0] = fuse_conv_bn_eval(block[0], block[1])
             block[1] = nn.Identity()
+    for layer in fused.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return fused

@@ -37,8 +37,9 @@ class Predictor:
 
     def __init__(self, model: Model, pipeline: ImagePipeline, precision: Precision, views: int) -> None:
         self.model, self.pipeline, self.views = model, pipeline, views
-        self.network = fused_for_inference(model.network)
         self.autocast = precision == "bf16-mixed"
+        weights = torch.bfloat16 if self.autocast else torch.float32
+        self.network = fused_for_inference(model.network, weights)
         self.group = torch.from_numpy(symmetry_group(model.settings.symmetry)).float().to(pipeline.device)
         self.in_parts = InParts("images")
         self.recentre_above_A = RECENTRE_ABOVE * model.settings.training.max_shift * model.box.side_A
