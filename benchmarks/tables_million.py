@@ -209,7 +209,7 @@ def measure(row: str, folder: Path) -> dict[str, float]:
     """Do one row in a process of its own."""
     report = folder / "report.json"
     load = round(os.getloadavg()[0], 1)  # of other programs too
-    _, usage = run_process([sys.executable, __file__, "--do", row, "--output", str(report)], folder)
+    _, usage = run_process([sys.executable, __file__, "--do", row, "--output", report.name], folder)
     peak_GB = round(maxrss_bytes(usage) / 1e9, 2)
     cpu_s = round(usage.ru_utime + usage.ru_stime, 1)
     return {**json.loads(report.read_text()), "cpu_s": cpu_s, "peak_memory_GB": peak_GB, "load_before": load}
@@ -223,7 +223,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--output", type=Path, default=RESULTS / "tables_million.json")
     parser.add_argument("--do", help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        make_tables(Path.cwd(), options.make)
+        return
     if options.do:
         options.output.write_text(json.dumps(do(ROWS[options.do], Path.cwd())))
         return
@@ -231,7 +235,8 @@ def main() -> None:
     print(f"{'particles':>9}  {'':50}{'read, s':>8}{'write, s':>9}{'peak, GB':>9}")
     for n in options.counts:
         with tempfile.TemporaryDirectory() as name:
-            make_tables(Path(name), n)
+            # a process inherits the peak memory of the one it is forked from
+            run_process([sys.executable, __file__, "--make", str(n)], Path(name))
             for row in options.rows:
                 found = content["results"].setdefault(row, {})[n] = measure(row, Path(name))
                 read, write = (f"{found[key]:.2f}" if key in found else "" for key in ("read_s", "write_s"))
