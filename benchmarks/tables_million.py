@@ -172,6 +172,9 @@ def make_records(stack: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[
     records["alignments3D/split"] = np.arange(n) % 2
     for name in ("ctf/df1_A", "ctf/df2_A"):
         records[name] *= 3e4
+    microscope = {"ctf/accel_kv": 300, "ctf/cs_mm": 2.7, "ctf/amp_contrast": 0.1}
+    for name, value in (microscope | {"blob/psize_A": 1.78, "alignments3D/psize_A": 1.78}).items():
+        records[name] = value
     return records
 
 

@@ -73,11 +73,11 @@ def write_particles(
 def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[str, Cells]:
     """Return every column that is changed or added."""
     table, columns, prediction = host.particles, dict[str, Cells](), values.prediction
-    if values.rotation is not None:
-        _warn_of_priors(table, values.rotation_changed)
+    if values.rotation is not None and values.rotation_changed.any():
+        _warn_of_priors(table)
         angles = quaternion_to_relion_euler(values.rotation)
         columns |= _changed(table, ANGLES, angles, values.rotation_changed)
-    if values.shift_A is not None:
+    if values.shift_A is not None and values.shift_changed.any():
         for labels, per_A in _origin_labels(host, particles.pixel_size_A):
             columns |= _changed(table, labels, values.shift_A * per_A[:, None], values.shift_changed)
     if _gained_half_sets(table, particles):
@@ -124,16 +124,14 @@ def _origin_labels(host: StarHost, pixel_size_A: FloatArray) -> list[tuple[tuple
 
 def _changed(table: Table, labels: Sequence[str], values: FloatArray, changed: Mask) -> dict[str, Cells]:
     """Columns of `values` `(n, k)` for the k labels; rows that did not change keep their text."""
-    if not changed.any():
-        return {}
     partly = all(label in table for label in labels) and not changed.all()
     mask = changed if partly else None
     return {label: Numbers(values[:, i], _FIXED, mask) for i, label in enumerate(labels)}
 
 
-def _warn_of_priors(table: Table, changed: Mask) -> None:
+def _warn_of_priors(table: Table) -> None:
     stale = [label for label in PRIORS if label in table]
-    if stale and changed.any():
+    if stale:
         logger.warning(
             "%s: %s are left as they are although the orientations changed; local searches of RELION 3.1 "
             "and 4 start from these columns, so remove them before a local refinement",
@@ -206,5 +204,6 @@ def _image_names(particles: ParticleSet, root: Path) -> list[str]:
     base = root.absolute()
     paths = [Path(os.path.abspath(stack)) for stack in particles.stacks]
     texts = [str(path.relative_to(base) if path.is_relative_to(base) else path) for path in paths]
+    forms = [quote("%06d@" + text.replace("%", "%%")) for text in texts]
     rows = zip(particles.stack_index.tolist(), particles.slice_index.tolist(), strict=True)
-    return [quote(f"{number + 1:06d}@{texts[stack]}") for stack, number in rows]
+    return [forms[stack] % (number + 1) for stack, number in rows]
