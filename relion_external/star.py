@@ -21,7 +21,7 @@ from cryoforum_plugin.particles import FloatArray, IntArray
 from relion_external.rows import TOKEN, Cells, Rows, edited_rows, new_rows
 
 _TOKENS = re.compile(TOKEN, re.VERBOSE)
-_ROWS_AT_ONCE = 10_000
+_ROWS_AT_ONCE = 5000
 
 
 def is_plain(line: str) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryoforum_plugin.errors import ParticleFileError
+from relion_external import star
 from relion_external.star import Table, new_table, quote, split_row, unquote
 from relion_external.star_reader import parse_star, read_star
 
@@ -43,16 +44,22 @@ def tokens(table: Table, *labels: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_unchanged_document_is_byte_identical(name: str, tmp_path: Path) -> None:
+def test_unchanged_document_is_byte_identical(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(star, "_ROWS_AT_ONCE", 2)
     path = tmp_path / "x.star"
     path.write_bytes(DOCUMENTS[name].encode())
     assert read_star(path).text().encode() == path.read_bytes()
+    read_star(path).write(tmp_path / "y.star")
+    assert (tmp_path / "y.star").read_bytes() == path.read_bytes()
 
 
 def test_bytes_that_are_not_utf8_survive(tmp_path: Path) -> None:
     path = tmp_path / "x.star"
     path.write_bytes(b"data_\nloop_\n_rlnA #1\n\xe9\xff.mrc\n")
-    assert read_star(path).text().encode("utf-8", "surrogateescape") == path.read_bytes()
+    read_star(path).write(tmp_path / "y.star")
+    assert (tmp_path / "y.star").read_bytes() == path.read_bytes()
 
 
 def test_values_of_every_kind_of_row() -> None:

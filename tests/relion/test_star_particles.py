@@ -451,6 +451,13 @@ def test_fresh_documents_round_trip(project: Path) -> None:
     ]
 
 
+def test_odd_names_of_stacks_in_fresh_documents(tmp_path: Path) -> None:
+    made = make_particles(tmp_path)
+    made = replace(made, stacks=(tmp_path / "100%d my.mrcs", tmp_path / "#%s.mrcs"))
+    names = list(new_document(made, root=tmp_path).tables[1].strings("rlnImageName"))
+    assert names[:2] == ["000001@100%d my.mrcs", "000001@#%s.mrcs"]
+
+
 def test_fresh_documents_of_particles_with_little(tmp_path: Path) -> None:
     made = replace(
         make_particles(tmp_path), ctf=None, rotation=None, shift_A=None,
