@@ -16,7 +16,7 @@ from cryoforum_plugin.errors import ParticleFileError
 from relion_external import rows as star_rows
 from relion_external import star
 from relion_external.rows import Numbers
-from relion_external.star import Table, new_table, split_row
+from relion_external.star import Table, new_table
 from relion_external.star_reader import parse_star, read_star
 
 SOURCE = Path("x.star")
@@ -24,7 +24,7 @@ LABELS = ("rlnA", "rlnB", "rlnC", "rlnD")
 NUMBERS = ("0", "-1.5", "+2.", ".5e-3", "17", "1E5", "007", "9007199254740993", "0.1", "1_000", "\uff11")
 NOT_FINITE = ("nan", "-inf", "Infinity", "1e999")
 TEXTS = (
-    "x#y", "abc", "0x10", "1,5", "1d5", "5e", "1__0", "--1", "'a b'", '"1.5"', "'1", "it's", 'a"b', "<NA>", "\udce9",
+    "x#y", "abc", "0x10", "1,5", "1d5", "5e", "1__0", "--1", "'a b'", '"a"b', "'5'6'", "'1 2 3'", '"1.5"', "'1", "it's", 'a"b', "<NA>", "\udce9",
     "True", "data_x", "_y", "loop_",
 )  # fmt: skip
 BLANKS = (" ", "  ", "\t", " \t ", "\x0b", "\r", "\u00a0", "\x1c")
@@ -35,15 +35,21 @@ numeric_cells = st.sampled_from(NUMBERS)
 ends = st.sampled_from(("", " ", "\t ", "\r", " # it's 5", "  #"))
 
 
+def found(row: str) -> list[re.Match[str]]:
+    """The tokens of a row, found in another way than the program does."""
+    pattern = r""" "[^"]*"(?!\S) | '[^']*'(?!\S) | \#.* | \S+ """
+    return [match for match in re.finditer(pattern, row, re.VERBOSE) if not match[0].startswith("#")]
+
+
 @st.composite
-def tables(draw: st.DrawFn, tokens: st.SearchStrategy[str] = cells) -> Table:
-    """A table of four columns whose rows were written by hand."""
-    lines = []
+def tables(draw: st.DrawFn, kinds: tuple[st.SearchStrategy[str], ...] = (cells,) * 4) -> Table:
+    """A table of four columns, with values of these kinds, whose rows were written by hand."""
+    lines: list[str] = []
     for _ in range(draw(st.integers(1, 7))):
-        words = [draw(tokens) for _ in LABELS]
+        words = [draw(kind) for kind in kinds]
         line = "".join(draw(blanks) + word for word in words) + draw(ends)
         line = line[1:] if draw(st.booleans()) and not line[1:].startswith(("#", "\r")) else line
-        assume(len(split_row(line)) == len(LABELS))  # of `' a'` two became one
+        assume(len(found(line)) == len(LABELS))  # of `' a'` two became one
         assume(lines or not line.strip().startswith("_"))  # a label, before the first row
         lines.append(line)
     head = "data_particles\n\nloop_\n" + "".join(f"_{label}\n" for label in LABELS)
@@ -57,11 +63,11 @@ def as_float(token: str) -> float:
         return math.nan
 
 
-@given(st.one_of(tables(), tables(numeric_cells)), st.permutations(LABELS))
+@given(st.one_of(tables(), tables((cells, *(numeric_cells,) * 3))), st.permutations(LABELS))
 @settings(deadline=None, max_examples=400)
 def test_numbers_are_what_float_makes_of_each_token(table: Table, labels: list[str]) -> None:
     labels = labels[:2]
-    rows = [dict(zip(LABELS, split_row(row), strict=True)) for row in table.rows]
+    rows = [dict(zip(LABELS, (match[0] for match in found(row)), strict=True)) for row in table.rows]
     assert {label: list(table.tokens(label)) for label in LABELS} == {
         label: [row[label] for row in rows] for label in LABELS
     }
@@ -85,10 +91,16 @@ def test_numbers_are_what_float_makes_of_each_token(table: Table, labels: list[s
         table.numbers(*labels)
 
 
+@pytest.mark.parametrize("text", ["'1 2 3'", '"1 2 3"', "x#2", "1_0"])
+def test_numbers_behind_a_text_that_looks_like_numbers(text: str) -> None:
+    head = "data_\nloop_\n" + "".join(f"_{label}\n" for label in LABELS)
+    table = parse_star(f"{head}{text} 4 5 6 # 7\n8 9 10 11\n", SOURCE).tables[0]
+    assert table.numbers("rlnD", "rlnB") == {"rlnD": pytest.approx([6, 11]), "rlnB": pytest.approx([4, 9])}
+
+
 def edited_slowly(row: str, changed: dict[int, str], added: list[str]) -> str:
     """Another way to do it: find where each token stands, and exchange from the back."""
-    found = re.finditer(r""" "[^"]*"(?!\S) | '[^']*'(?!\S) | \#.* | \S+ """, row, re.VERBOSE)
-    spans = [match.span() for match in found][: len(LABELS)]
+    spans = [match.span() for match in found(row)]
     row = row[: spans[-1][1]] + "".join(f" {token}" for token in added) + row[spans[-1][1] :]
     for at, token in sorted(changed.items(), reverse=True):
         row = row[: spans[at][0]] + token + row[spans[at][1] :]
