@@ -375,6 +375,7 @@ def test_nothing_that_is_not_finite_is_written(field: str, value: float, star: P
     assert again.prediction.outlier_score[1] == 1
     assert tokens(read_star(tmp_path / "a.star").tables[1], "rlnAngleRot")[0][1] == "-20.25"
     assert np.isfinite(getattr(prediction, field)[[0, 2, 3]]).all()
+    assert not np.isfinite(getattr(prediction, field)[1]).any()  # what was given is left alone
 
 
 def test_unpredicted_particles_without_a_pose(tmp_path: Path) -> None:
