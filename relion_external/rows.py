@@ -1,4 +1,4 @@
-"""Rows of a STAR table that are made while they are written, some thousands at a time."""
+"""Rows of a STAR table: numbers read from them, and rows that are made while they are written."""
 
 from __future__ import annotations
 
@@ -10,8 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOKEN = r"""(?> "[^"]*"(?!\S) | '[^']*'(?!\S) | \S+ )"""  # for verbose patterns
+from cryoforum_plugin.particles import FloatArray
+from relion_external.tokens import TOKEN, split_row
+
 _ROWS_AT_ONCE = 2000
+
+
+def parse_numbers(rows: Sequence[str], places: Sequence[int]) -> FloatArray:
+    """Return the tokens at some places of rows as float64 `(n, k)`, NaN where one is not a number."""
+    if not any('"' in row or "'" in row for row in rows):
+        try:
+            return np.loadtxt(rows, usecols=places, comments=None, ndmin=2)  # several times as fast
+        except ValueError:  # not a number, or one that only float() knows: 1_000
+            pass
+    tokens = map(split_row, rows)
+    return np.array([[_float_or_nan(row[place]) for place in places] for row in tokens], dtype=np.float64)
+
+
+def _float_or_nan(token: str) -> float:
+    try:
+        return float(token)
+    except ValueError:
+        return float("nan")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ only the tokens that are replaced change; the tests use starfile as an independe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -18,36 +17,10 @@ import numpy as np
 
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.particles import FloatArray, IntArray
-from relion_external.rows import TOKEN, Cells, Rows, edited_rows, new_rows
+from relion_external.rows import Cells, Rows, edited_rows, new_rows, parse_numbers
+from relion_external.tokens import is_plain, split_row, unquote
 
-_TOKENS = re.compile(TOKEN, re.VERBOSE)
 _ROWS_AT_ONCE = 5000
-
-
-def is_plain(line: str) -> bool:
-    """Whether the tokens of a line are what stands between its blanks: no quotes, no comment."""
-    return '"' not in line and "'" not in line and "#" not in line
-
-
-def split_row(line: str) -> list[str]:
-    """Split a line into its tokens, quotes kept, a trailing comment dropped."""
-    if is_plain(line):
-        return line.split()
-    tokens = _TOKENS.findall(line)
-    comment = next((i for i, token in enumerate(tokens) if token.startswith("#")), len(tokens))
-    return tokens[:comment]
-
-
-def quote(text: str) -> str:
-    """Return `text` as one STAR token, quoted if blanks, quotes or a leading # or _ ask for it."""
-    if text and not re.search(r"\s", text) and text[0] not in "\"'#_":
-        return text
-    return f"'{text}'" if '"' in text else f'"{text}"'
-
-
-def unquote(token: str) -> str:
-    """Return the text a token stands for."""
-    return token[1:-1] if len(token) > 1 and token[0] in "\"'" and token[-1] == token[0] else token
 
 
 @dataclass(frozen=True)
@@ -103,7 +76,7 @@ class Table:
         values = {label: np.empty(len(self)) for label in labels}
         places, rows, start = [self.labels.index(label) for label in labels], iter(self.rows), 0
         while places and (lines := list(islice(rows, _ROWS_AT_ONCE))):
-            columns = _parse(lines, places).T
+            columns = parse_numbers(lines, places).T
             for label, column in zip(labels, columns, strict=True):
                 self._refuse_bad(label, column, lines, start)
                 values[label][start : start + len(lines)] = column
@@ -165,24 +138,6 @@ class Table:
                 yield from self.remarks.get(i, ())
                 yield row
         yield from self.tail
-
-
-def _parse(rows: Sequence[str], places: Sequence[int]) -> FloatArray:
-    """Return the tokens at some places of rows as float64 `(n, k)`, NaN where one is not a number."""
-    if not any('"' in row or "'" in row for row in rows):
-        try:
-            return np.loadtxt(rows, usecols=places, comments=None, ndmin=2)  # several times as fast
-        except ValueError:  # not a number, or one that only float() knows: 1_000
-            pass
-    tokens = map(split_row, rows)
-    return np.array([[_float_or_nan(row[place]) for place in places] for row in tokens], dtype=np.float64)
-
-
-def _float_or_nan(token: str) -> float:
-    try:
-        return float(token)
-    except ValueError:
-        return float("nan")
 
 
 def new_table(source: Path, name: str, columns: Mapping[str, Cells]) -> Table:

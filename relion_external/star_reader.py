@@ -8,7 +8,8 @@ from io import StringIO
 from pathlib import Path
 
 from cryoforum_plugin.errors import ParticleFileError
-from relion_external.star import StarDocument, Table, is_plain, split_row
+from relion_external.star import StarDocument, Table
+from relion_external.tokens import is_plain, split_row
 
 
 def read_star(path: Path) -> StarDocument:

@@ -29,7 +29,8 @@ from relion_external.host import (
     StarHost,
 )
 from relion_external.rows import Cells, Numbers
-from relion_external.star import StarDocument, Table, new_table, quote
+from relion_external.star import StarDocument, Table, new_table
+from relion_external.tokens import quote
 
 logger = logging.getLogger("cryoforum")
 

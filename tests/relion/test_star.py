@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cryoforum_plugin.errors import ParticleFileError
 from relion_external import star
-from relion_external.star import Table, new_table, quote, split_row, unquote
+from relion_external.star import Table, new_table
 from relion_external.star_reader import parse_star, read_star
+from relion_external.tokens import quote, split_row, unquote
 
 SOURCE = Path("x.star")
 TABLE = "data_particles\n\nloop_\n_rlnImageName #1\n_rlnAngleRot #2\n"
