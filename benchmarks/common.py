@@ -32,7 +32,7 @@ def run(folder: Path, *arguments: object) -> dict[str, Any]:
     return {
         "command": "cryoforum " + shlex.join(map(str, arguments)),
         "seconds": round(seconds, 1),
-        "peak_memory_GB": round(_maxrss_bytes(usage) / 1e9, 2),
+        "peak_memory_GB": round(maxrss_bytes(usage) / 1e9, 2),
     }
 
 
@@ -50,7 +50,8 @@ def run_process(command: list[str], folder: Path, **streams: Any) -> tuple[float
     return time.monotonic() - start, usage
 
 
-def _maxrss_bytes(usage: resource.struct_rusage) -> int:
+def maxrss_bytes(usage: resource.struct_rusage) -> int:
+    """Largest resident memory of a process that ended."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

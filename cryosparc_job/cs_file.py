@@ -17,7 +17,7 @@ from cryoforum_plugin.particles import FloatArray, IntArray
 
 _NUMPY_MAGIC, _CSDAT_MAGIC = b"\x93NUMPY", b"\x95CSDAT"
 _MAX_HEADER = 1 << 24  # NumPy's own limit is too short for wide tables
-_ROWS_AT_ONCE = 2048  # of a table that is filled column by column: they stay in the processor's cache
+ROWS_AT_ONCE = 2048  # of a table that is filled column by column: they stay in the processor's cache
 Records = NDArray[np.void]
 
 
@@ -196,8 +196,8 @@ def table_of(columns: dict[str, NDArray[Any]], types: FieldTypes | None = None) 
     own = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
     records = np.empty(len(next(iter(columns.values()))), dtype=as_dtype(types or own))
     pairs = [(records[name], column) for name, column in columns.items()]
-    for start in range(0, len(records), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    for start in range(0, len(records), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
         for target, column in pairs:
             target[rows] = column[rows]
     return records

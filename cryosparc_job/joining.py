@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryoforum_plugin.errors import ParticleFileError
-from cryosparc_job.cs_file import Records, as_dtype, field_types, slots_of
+from cryosparc_job.cs_file import ROWS_AT_ONCE, Records, as_dtype, field_types, slots_of
 
 logger = logging.getLogger("cryoforum")
 
@@ -36,10 +36,11 @@ def joined(records: Records, path: Path, other: Records, other_path: Path) -> Re
     known, slots = field_types(records), slots_of(records)
     added = {name: kind for name, kind in field_types(other).items() if slots_of([name]) - slots}
     result = np.empty(len(rows), dtype=as_dtype(known | added))
-    for name in known:
-        result[name] = records[name][rows]
-    for name in added:
-        result[name] = other[name][other_rows]
+    for start in range(0, len(rows), ROWS_AT_ONCE):  # whole rows are fetched, as they lie in memory
+        part = slice(start, start + ROWS_AT_ONCE)
+        ours, theirs = records[rows[part]], other[other_rows[part]]
+        for name in result.dtype.names or ():
+            result[name][part] = ours[name] if name in known else theirs[name]
     return result
 
 

@@ -153,9 +153,7 @@ def _half_set(values: dict[str, FloatArray], n: int) -> IntArray:
 def _micrograph(table: Table) -> IntArray:
     if "rlnMicrographName" not in table:
         return np.full(len(table), -1, dtype=np.int64)
-    numbers: dict[str, int] = {}
-    names = table.strings("rlnMicrographName")
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+    return table.numbered("rlnMicrographName")
 
 
 def _origin(images: ImageNames, micrograph: IntArray, table: Table) -> IntArray:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 from cryoforum_plugin.errors import ParticleFileError
-from relion_external.star import StarDocument, Table, split_row
+from relion_external.star import StarDocument, Table
+from relion_external.tokens import is_plain, split_row
 
 
 def read_star(path: Path) -> StarDocument:
@@ -16,23 +19,32 @@ def read_star(path: Path) -> StarDocument:
     a wrong number of values, or rows after an empty line (where RELION ends a table).
     """
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            start = file.read(4096)
+        if b"\0" in start or start.startswith((b"\x93NUMPY", b"\x95CSDAT")):
+            raise ParticleFileError(f"{path}: not a STAR file but binary data; check the file and its suffix")
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as text:
+            return _parse(text, path)
     except OSError as error:
         raise ParticleFileError(f"cannot read {path}: {error.strerror or error}") from error
-    if not data.strip():
-        raise ParticleFileError(f"{path}: the file is empty; was the job that wrote it cut short?")
-    if b"\0" in data[:4096] or data.startswith((b"\x93NUMPY", b"\x95CSDAT")):
-        raise ParticleFileError(f"{path}: not a STAR file but binary data; check the file and its suffix")
-    return parse_star(data.decode("utf-8", "surrogateescape"), path)
 
 
 def parse_star(text: str, source: Path) -> StarDocument:
     """Parse STAR text; `source` is the file named in messages. Raises as `read_star`."""
-    parser = _Parser(source)
-    for line in text.split("\n"):
-        parser.take(line)
+    return _parse(StringIO(text, newline="\n"), source)
+
+
+def _parse(lines: Iterable[str], source: Path) -> StarDocument:
+    """Parse lines that end in a line feed, only the last may do without."""
+    parser, line = _Parser(source), "\n"
+    for line in lines:
+        parser.take(line.removesuffix("\n"))
+    if line.endswith("\n"):
+        parser.take("")  # what stands behind the last line feed is a line too
     parser.close()
     if not any(table.labels for table in parser.tables):
+        if not parser.tables and not any(line.strip() for line in parser.preamble):
+            raise ParticleFileError(f"{source}: the file is empty; was the job that wrote it cut short?")
         raise ParticleFileError(
             f"{source}: not a STAR file with a table (no data_ block with columns); check the file"
         )
@@ -62,6 +74,9 @@ class _Parser:
     def take(self, line: str) -> None:
         """Take the next line."""
         self.number += 1
+        if self.stage == "rows" and is_plain(line) and len(line.split()) == len(self.labels) > 1:
+            self.rows.append(line)  # most lines of a large table; with one column it may be a keyword
+            return
         word = line.strip(" \t\r\f\v\ufeff")
         if not word or word[0] == "#":
             self._take_blank(line, comment=bool(word))

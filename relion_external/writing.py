@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,14 @@ from relion_external.host import (
     SCALARS,
     StarHost,
 )
-from relion_external.star import StarDocument, Table, new_table, quote
+from relion_external.rows import Cells, Numbers
+from relion_external.star import StarDocument, Table, new_table
+from relion_external.tokens import quote
 
 logger = logging.getLogger("cryoforum")
 
 Mask = NDArray[np.bool_]
+_WHOLE, _FIXED, _GENERAL = "%d", "%.6f", "%.9g"  # how numbers are written
 _CTF_LABELS = {  # label: field of Ctf
     "rlnDefocusU": "defocus_u_A",
     "rlnDefocusV": "defocus_v_A",
@@ -64,47 +67,47 @@ def write_particles(
     columns = _columns(host, particles, writable(particles, prediction, host.rotation, host.shift_A))
     if columns:
         host = host.with_particles(host.particles.with_columns(columns))
-    text = host.document.text()
     with atomic_file(Path(path), overwrite) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+        host.document.write(temporary)
 
 
-def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[str, list[str]]:
-    """Return the tokens of every column that is changed or added."""
-    table, columns, prediction = host.particles, dict[str, list[str]](), values.prediction
-    if values.rotation is not None:
-        _warn_of_priors(table, values.rotation_changed)
+def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[str, Cells]:
+    """Return every column that is changed or added."""
+    table, columns, prediction = host.particles, dict[str, Cells](), values.prediction
+    if values.rotation is not None and values.rotation_changed.any():
+        _warn_of_priors(table)
         angles = quaternion_to_relion_euler(values.rotation)
         columns |= _changed(table, ANGLES, angles, values.rotation_changed)
-    if values.shift_A is not None:
+    if values.shift_A is not None and values.shift_changed.any():
         for labels, per_A in _origin_labels(host, particles.pixel_size_A):
             columns |= _changed(table, labels, values.shift_A * per_A[:, None], values.shift_changed)
     if _gained_half_sets(table, particles):
-        columns[HALF_SET] = [str(i) for i in particles.half_set.tolist()]
+        columns[HALF_SET] = Numbers(particles.half_set, _WHOLE)
     if prediction is None:
         return columns
     for label, name in SCALARS.items():
         numbers = getattr(prediction, name)
         if numbers is not None:
-            columns[label] = _tokens(numbers, _fixed if label.startswith("rln") else _general)
+            columns[label] = Numbers(numbers, _FIXED if label.startswith("rln") else _GENERAL)
     if prediction.bingham is not None:
-        columns |= {label: _tokens(prediction.bingham[:, i], _general) for i, label in enumerate(BINGHAM)}
+        columns |= {label: Numbers(prediction.bingham[:, i], _GENERAL) for i, label in enumerate(BINGHAM)}
     return columns | _alternative(table, prediction)
 
 
-def _alternative(table: Table, prediction: Prediction) -> dict[str, list[str]]:
+def _alternative(table: Table, prediction: Prediction) -> dict[str, Cells]:
     """Columns of the next best orientation; where none is known, but a table has them, with weight 0."""
     rotation, weight = prediction.alternative_rotation, prediction.alternative_weight
     if rotation is None or weight is None:
-        return {ALTERNATIVE_WEIGHT: ["0"] * len(prediction)} if ALTERNATIVE_WEIGHT in table else {}
+        none = Numbers(np.zeros(len(prediction)), _WHOLE)
+        return {ALTERNATIVE_WEIGHT: none} if ALTERNATIVE_WEIGHT in table else {}
     angles = quaternion_to_relion_euler(rotation)
-    columns = {label: _tokens(angles[:, i], _fixed) for i, label in enumerate(ALTERNATIVE)}
-    return columns | {ALTERNATIVE_WEIGHT: _tokens(weight, _general)}
+    columns: dict[str, Cells] = {label: Numbers(angles[:, i], _FIXED) for i, label in enumerate(ALTERNATIVE)}
+    return columns | {ALTERNATIVE_WEIGHT: Numbers(weight, _GENERAL)}
 
 
 def _gained_half_sets(table: Table, particles: ParticleSet) -> bool:
     """Whether every particle has a half set, and none in the table."""
-    first = table.tokens(HALF_SET)[0][0] if HALF_SET in table and len(table) else "0"
+    first = next(table.tokens(HALF_SET), "0") if HALF_SET in table else "0"
     return first not in ("1", "2") and bool((particles.half_set > 0).all())
 
 
@@ -120,42 +123,21 @@ def _origin_labels(host: StarHost, pixel_size_A: FloatArray) -> list[tuple[tuple
     ]
 
 
-def _changed(table: Table, labels: Iterable[str], values: FloatArray, changed: Mask) -> dict[str, list[str]]:
-    """Tokens of `values` `(n, k)` for the k labels; rows that did not change keep their text."""
-    labels = tuple(labels)
-    known = all(label in table for label in labels)
-    if not changed.any():
-        return {}
-    columns = {label: _tokens(values[:, i], _fixed) for i, label in enumerate(labels)}
-    if known and not changed.all():
-        old = table.tokens(*labels)
-        for label, texts in zip(labels, old, strict=True):
-            columns[label] = [
-                new if c else text for new, text, c in zip(columns[label], texts, changed, strict=True)
-            ]
-    return columns
+def _changed(table: Table, labels: Sequence[str], values: FloatArray, changed: Mask) -> dict[str, Cells]:
+    """Columns of `values` `(n, k)` for the k labels; rows that did not change keep their text."""
+    partly = all(label in table for label in labels) and not changed.all()
+    mask = changed if partly else None
+    return {label: Numbers(values[:, i], _FIXED, mask) for i, label in enumerate(labels)}
 
 
-def _warn_of_priors(table: Table, changed: Mask) -> None:
+def _warn_of_priors(table: Table) -> None:
     stale = [label for label in PRIORS if label in table]
-    if stale and changed.any():
+    if stale:
         logger.warning(
             "%s: %s are left as they are although the orientations changed; local searches of RELION 3.1 "
             "and 4 start from these columns, so remove them before a local refinement",
             table.source, ", ".join(f"_{label}" for label in stale),
         )  # fmt: skip
-
-
-def _fixed(value: float) -> str:
-    return f"{value:.6f}"
-
-
-def _general(value: float) -> str:
-    return f"{value:.9g}"
-
-
-def _tokens(values: FloatArray, form: Callable[[float], str]) -> list[str]:
-    return [form(value) for value in values.tolist()]
 
 
 def new_document(particles: ParticleSet, root: Path | None = None) -> StarDocument:
@@ -174,13 +156,15 @@ def new_document(particles: ParticleSet, root: Path | None = None) -> StarDocume
     keys = np.stack([*microscope, particles.pixel_size_A], axis=1)
     groups, group = np.unique(np.round(keys, 6), axis=0, return_inverse=True)
     numbers = [str(i) for i in range(1, len(groups) + 1)]
-    optics = {"rlnOpticsGroupName": [f"opticsGroup{i}" for i in numbers], "rlnOpticsGroup": numbers}
-    optics |= {label: _tokens(groups[:, i], _fixed) for i, label in enumerate(_OPTICS_LABELS)}
+    optics: dict[str, Cells] = {
+        "rlnOpticsGroupName": [f"opticsGroup{i}" for i in numbers], "rlnOpticsGroup": numbers
+    }  # fmt: skip
+    optics |= {label: Numbers(groups[:, i], _FIXED) for i, label in enumerate(_OPTICS_LABELS)}
     box_px = _box_px(particles)
     optics |= {} if box_px is None else {"rlnImageSize": [str(box_px)] * len(groups)}
     optics["rlnImageDimensionality"] = ["2"] * len(groups)
-    columns = {"rlnImageName": _image_names(particles, root or Path.cwd())}
-    columns["rlnOpticsGroup"] = [str(i + 1) for i in group.reshape(-1).tolist()]
+    columns: dict[str, Cells] = {"rlnImageName": _image_names(particles, root or Path.cwd())}
+    columns["rlnOpticsGroup"] = Numbers(group.reshape(-1) + 1, _WHOLE)
     columns |= _particle_columns(particles)
     tables = (
         new_table(particles.source, "optics", optics),
@@ -199,20 +183,20 @@ def _box_px(particles: ParticleSet) -> int | None:
         return None
 
 
-def _particle_columns(particles: ParticleSet) -> dict[str, list[str]]:
+def _particle_columns(particles: ParticleSet) -> dict[str, Cells]:
     """The columns of a fresh particle table that depend on what is known."""
-    columns: dict[str, list[str]] = {}
+    columns: dict[str, Cells] = {}
     if (particles.micrograph >= 0).all():
-        columns["rlnMicrographName"] = [f"micrograph{i:06d}.mrc" for i in particles.micrograph.tolist()]
+        columns["rlnMicrographName"] = Numbers(particles.micrograph, "micrograph%06d.mrc")
     if (particles.half_set > 0).all():  # RELION refuses 0 beside 1 and 2
-        columns[HALF_SET] = [str(i) for i in particles.half_set.tolist()]
+        columns[HALF_SET] = Numbers(particles.half_set, _WHOLE)
     if particles.rotation is not None:
         angles = quaternion_to_relion_euler(particles.rotation)
-        columns |= {label: _tokens(angles[:, i], _fixed) for i, label in enumerate(ANGLES)}
+        columns |= {label: Numbers(angles[:, i], _FIXED) for i, label in enumerate(ANGLES)}
     if particles.shift_A is not None:
-        columns |= {label: _tokens(particles.shift_A[:, i], _fixed) for i, label in enumerate(ORIGIN_A)}
+        columns |= {label: Numbers(particles.shift_A[:, i], _FIXED) for i, label in enumerate(ORIGIN_A)}
     if particles.ctf is not None:
-        columns |= {label: _tokens(getattr(particles.ctf, f), _fixed) for label, f in _CTF_LABELS.items()}
+        columns |= {label: Numbers(getattr(particles.ctf, f), _FIXED) for label, f in _CTF_LABELS.items()}
     return columns
 
 
@@ -221,5 +205,6 @@ def _image_names(particles: ParticleSet, root: Path) -> list[str]:
     base = root.absolute()
     paths = [Path(os.path.abspath(stack)) for stack in particles.stacks]
     texts = [str(path.relative_to(base) if path.is_relative_to(base) else path) for path in paths]
+    forms = [quote("%06d@" + text.replace("%", "%%")) for text in texts]
     rows = zip(particles.stack_index.tolist(), particles.slice_index.tolist(), strict=True)
-    return [quote(f"{number + 1:06d}@{texts[stack]}") for stack, number in rows]
+    return [forms[stack] % (number + 1) for stack, number in rows]

@@ -25,7 +25,8 @@ def concatenate(sets: Sequence[ParticleSet]) -> ParticleSet:
     """
     stacks, stack_index = _merge_stacks(sets)
     slice_index = np.concatenate([s.slice_index for s in sets])
-    image = np.unique(np.stack([stack_index, slice_index]), axis=1, return_inverse=True)[1].reshape(-1)
+    place = stack_index * (int(slice_index.max(initial=0)) + 1) + slice_index
+    image = np.unique(place, return_inverse=True)[1].reshape(-1)
     uid = np.concatenate([s.uid for s in sets])
     shared_uid = len(np.unique(uid)) < sum(len(np.unique(s.uid)) for s in sets)
     return ParticleSet(

@@ -67,17 +67,20 @@ def writable(
 def _finite(particles: ParticleSet, prediction: Prediction) -> Prediction:
     n = len(particles)
     values = {f.name: getattr(prediction, f.name) for f in fields(prediction)}
-    given = {name: np.array(value, dtype=np.float64) for name, value in values.items() if value is not None}
+    given = {name: np.asarray(value, dtype=np.float64) for name, value in values.items() if value is not None}
     if any(len(value) != n for value in given.values()):
         raise ValueError(f"the prediction has {len(prediction)} rows for {n} particles")
     bad = np.zeros(n, dtype=bool)
     for value in given.values():
         bad |= ~np.isfinite(value.reshape(n, value.size // max(n, 1))).all(axis=1)
+    if not bad.any():
+        return replace(prediction, **given)
     no_turn = np.array([0.0, 0.0, 0.0, 1.0])
     identity = {"rotation": no_turn, "shift_A": np.zeros(2), "alternative_rotation": no_turn}
     for name, value in given.items():
         kept = getattr(particles, name.removeprefix("alternative_")) if name in identity else None
-        value[bad] = kept[bad] if kept is not None else identity.get(name, _UNPREDICTED.get(name))
+        given[name] = value.copy()
+        given[name][bad] = kept[bad] if kept is not None else identity.get(name, _UNPREDICTED.get(name))
     return replace(prediction, **given)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import ParticleFileError
-from relion_external.star import StarDocument, Table, new_table, quote
+from relion_external.star import StarDocument, Table, new_table
 from relion_external.star_reader import read_star
+from relion_external.tokens import quote
 
 OUTPUT_NODES = "RELION_OUTPUT_NODES.star"
 _PARTICLES_BY_VERSION = {4: "ParticlesData", 5: "ParticleGroupMetadata"}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import HostError
-from relion_external.star import StarDocument, new_table, quote
+from relion_external.star import StarDocument, new_table
+from relion_external.tokens import quote
 
 FOLDER = "cryoforum_jobs"
 GUI_FILE = ".gui_externaljob.star"  # what RELION's GUI fills the External tab with

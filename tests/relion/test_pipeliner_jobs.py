@@ -222,7 +222,7 @@ def rows(folder: str, name: str) -> int:
 def nodes_for_relion(job: Any) -> dict[str, str]:
     """Name and label of what the program itself lists as its outputs."""
     (table,) = read_star(Path(job.output_dir) / "RELION_OUTPUT_NODES.star").tables
-    columns = (table.strings("rlnPipeLineNodeName"), table.strings("rlnPipeLineNodeTypeLabel"))
+    columns = (list(table.strings("rlnPipeLineNodeName")), list(table.strings("rlnPipeLineNodeTypeLabel")))
     return dict(zip(*columns, strict=True))
 
 
