@@ -22,7 +22,7 @@ from cryoforum_plugin.settings import DEFAULT_VIEWS, PRESETS
 INPUTS = ("in_parts", "in_mask")  # what RELION's own Input tab has comes before --job
 CRITERIA = ("min_confidence", "max_error", "keep", "max_outlier", "target", "auto")
 CHOOSING = ("images", "balance_views")  # how to select, but nothing to select by
-TRAINING = ("preset", "epochs", "seed", "config", "set")
+TRAINING = ("preset", "epochs", "seed", "cache_dir", "config", "set")
 _SYMMETRY = r"(C[1-9][0-9]{0,2}|D[1-9][0-9]{0,2}Y?|T|O|I[1-4]?)$"
 
 _particles = partial(
@@ -103,6 +103,12 @@ def _training() -> dict[str, Any]:
             hard_min=0,
             hard_max=2**31 - 1,
             help_text="Left empty: 1. The same seed gives the same model.",
+            **_in_training(),
+        ),
+        "cache_dir": StringJobOption(
+            label="Folder for preprocessed images:",
+            help_text="Keeps the preprocessed images there, so that other trainings on the same particles need not "
+            "read the stacks again. Large; best a local disk. Left empty, they are kept until the model is finished.",
             **_in_training(),
         ),
         "config": ExternalFileJobOption(

@@ -210,8 +210,10 @@ def test_a_killed_training_goes_on_with_the_model_it_was_at(
     assert cryoforum("train", star, "-o", model, "--half-sets", *QUICK).exit_code == 130
     assert fitted == ["half1", "half2"]
     assert not (model / "model.pt").exists()
+    assert list(model.rglob("cache")) == [model / "half2" / "cache"]
     monkeypatch.setattr(train, "_fit", fit)
     succeed("train", star, "-o", model, "--half-sets", "--resume", *QUICK)
+    assert not list(model.rglob("cache"))
     assert len(load_model(model, torch.device("cpu")).members) == 2
 
 

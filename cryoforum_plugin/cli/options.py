@@ -78,6 +78,13 @@ training_options = options(
         help="Start from the weights (and network settings) of this model, perhaps of another protein.",
     ),
     click.option(
+        "--cache-dir",
+        type=OUTPUT_PATH,
+        metavar="DIR",
+        help="Keep the preprocessed images here for other trainings, and use those of others on the same particles; best on "
+        "a local disk  [default: in the model folder, until it is finished]",
+    ),
+    click.option(
         "--config", "config_file", type=INPUT_FILE, default=None, help="Settings from a TOML or JSON file."
     ),
     click.option(

@@ -118,6 +118,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
         resume=options["resume"],
         overwrite=options["overwrite"],
         quiet=options["quiet"],
+        cache_dir=options["cache_dir"],
     )
     if not fabric.is_global_zero:
         return

@@ -50,6 +50,7 @@ def train_model(
     start_anew: str = "start a new job",
     init_from: Path | None = None,
     overwrite: bool = False,
+    cache_dir: Path | None = None,
 ) -> None:
     """Train on the particles that `read` gives of `table`, go on with that, or keep it when it is finished.
 
@@ -78,7 +79,7 @@ def train_model(
     fabric = make_fabric(device_name, 1, 1, arithmetic)
     calibration = train(
         particles, [table], directory, settings, fabric, arithmetic,
-        init_from=init_from, resume=resume, overwrite=overwrite,
+        init_from=init_from, resume=resume, overwrite=overwrite, cache_dir=cache_dir,
     )  # fmt: skip
     errors = {
         f"validation median, {views} views (deg)": round(values["validation_median_deg"], 3)
@@ -98,7 +99,7 @@ def _refuse_changes(record: JobRecord, directory: Path, identity: dict[str, Any]
     """Refuse to go on with a training that was begun otherwise."""
     before = {**record.values.get("train", {}).get("identity", identity)}
     before.pop("model", None)
-    if same(before, identity) or not directory.exists():
+    if same(before, identity) or not (directory / "checkpoint").exists():
         return
     old, new = before["settings"], identity["settings"]
     changed = [f"{key} {value} -> {new.get(key)}" for key, value in old.items() if new.get(key) != value]

@@ -1,29 +1,73 @@
-"""The folder of a model that is being trained: what may be replaced, and which run a checkpoint belongs to."""
+"""The folder of a model that is being trained: what may be replaced, and which run a checkpoint and a cache belong to."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cryoforum_plugin.atomic import atomic_file, check_directory, check_output
-from cryoforum_plugin.errors import ModelError, OutputError
+from cryoforum_plugin.errors import CryoForumError, ModelError, OutputError
+from cryoforum_plugin.images.cache import cached, is_cache, remove_cache
 
+CACHE = "cache"  # preprocessed images, until the model is finished
 CHECKPOINT_FILES = ("identity.json", "last.pt", "metrics.csv", "log.txt")
 
 
 def check_model_directory(directory: Path, resume: bool, overwrite: bool) -> None:
-    """Raise OutputError where a model must not be written: something exists, or is not a model at all."""
-    check_output(directory, overwrite or resume)
+    """Raise OutputError where a model must not be written: something exists, or is not a model at all.
+
+    What a run left that was killed while it read its images may be there.
+    """
+    only_cache = _only_cache(directory)
+    check_output(directory, overwrite or resume or only_cache)
     if directory.exists():
         if not directory.is_dir():
             raise OutputError(f"{directory} is a file; give a folder for the model")
         foreign = any(directory.iterdir()) and not (
-            (directory / "model.pt").exists() or (directory / "checkpoint").is_dir()
+            only_cache or (directory / "model.pt").exists() or (directory / "checkpoint").is_dir()
         )
         if foreign:
             raise OutputError(f"{directory} holds other files than a model; give a folder of its own")
+
+
+def _only_cache(folder: Path) -> bool:
+    """Whether nothing but preprocessed images lies in the folder of a model, or of its members."""
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    return bool(entries) and all(
+        is_cache(entry) if entry.name == CACHE else _only_cache(entry) for entry in entries
+    )
+
+
+@contextmanager
+def undone_if_refused(cache: Path) -> Iterator[None]:
+    """Where the block refuses its input (a CryoForumError), remove what it put into `cache`, and folders made for it.
+
+    Any other end, a kill included, leaves all to the next run.
+    """
+    missing = [folder for folder in (cache, *cache.parents) if not folder.exists()]
+    before = cached(cache)
+    try:
+        yield
+    except CryoForumError:
+        remove_cache(cache, but=before)
+        with suppress(OSError):
+            for folder in missing[1:]:
+                folder.rmdir()
+        raise
+
+
+def check_resumed(directory: Path, identity: dict[str, Any]) -> None:
+    """Raise ModelError where the checkpoint in `directory`, if there is one, belongs to another run."""
+    identity_file = directory / "checkpoint" / "identity.json"
+    if identity_file.exists() and json.loads(identity_file.read_text()) != identity:
+        raise ModelError(
+            f"{directory} was started with other particles, map or settings; resume with the same command, "
+            "or train again with --overwrite"
+        )
 
 
 def start_run(directory: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -34,11 +78,7 @@ def start_run(directory: Path, identity: dict[str, Any], resume: bool) -> None:
     checkpoint = directory / "checkpoint"
     identity_file = checkpoint / "identity.json"
     if resume and identity_file.exists():
-        if json.loads(identity_file.read_text()) != identity:
-            raise ModelError(
-                f"{directory} was started with other particles, map or settings; resume with the same command, "
-                "or train again with --overwrite"
-            )
+        check_resumed(directory, identity)
         return
     if resume and (directory / "model.pt").exists():
         raise ModelError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from scipy.fft import next_fast_len
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from cryoforum_plugin.errors import OutputError, ParticleFileError
+from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry import symmetry_group
+from cryoforum_plugin.images.cache import cached_images, content_key, remembered_diameter_A
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.images.fourier import shift_images
 from cryoforum_plugin.images.pipeline import CtfMode, ImagePipeline
@@ -66,8 +66,9 @@ def prepare(
 ) -> Prepared:
     """Check the particles, choose the working box, cache the images and rebuild the reference.
 
+    cache_dir : where preprocessed images are kept, and taken from if they are there already.
     shown : what simulated images show; None = the reference.
-    Raises ParticleFileError or ImageStackError, naming the file and what to do, before any training;
+    Raises ParticleFileError, ImageStackError or OutputError, naming the file and what to do, before any training;
     SettingsError for a symmetry that the particles contradict.
     """
     particles = _checked(particles, settings)
@@ -79,10 +80,12 @@ def prepare(
     chosen = reference_rows(training_rows, settings)
     measuring = len(chosen) if settings.images.diameter_A is None and settings.images.margin else 0
     with progress("reading", len(particles) + measuring, quiet) as advance:
-        pipeline, settings = _choose_box(particles, reader, box_px, chosen, settings, device, advance)
+        pipeline, settings = _choose_box(
+            particles, reader, box_px, chosen, settings, device, cache_dir, advance
+        )
         shift_A = particles.shift_A if settings.training.augmentation == "full" else None
-        images = _cache(pipeline, training_rows, shift_A, cache_dir / "training.f16", advance)
-        validation = _cache(pipeline, validation_rows, None, cache_dir / "validation.f16", advance)
+        images = cached_images(pipeline, training_rows, shift_A, cache_dir, advance)
+        validation = cached_images(pipeline, validation_rows, None, cache_dir, advance)
     settings = _with_shift_range(settings, particles, pipeline)
     shift = None if settings.training.augmentation == "full" else _shift_in_boxes(pipeline, training_rows)
     position = np.full(len(particles), -1)
@@ -163,6 +166,7 @@ def _choose_box(
     rows: IntArray,
     settings: Settings,
     device: torch.device,
+    cache_dir: Path,
     advance: Advance,
 ) -> tuple[ImagePipeline, Settings]:
     """Pipeline whose window holds the particle: from the given diameter, or from a quick reconstruction."""
@@ -178,13 +182,7 @@ def _choose_box(
     if margin is None:
         return pipeline, settings
     if diameter_A is None:
-
-        def working(of_batch: IntArray) -> Tensor:
-            return pipeline.working(
-                of_batch, _rows_of(particles.shift_A, of_batch), pipeline.read_usable(of_batch)
-            )
-
-        diameter_A = estimate_diameter_A(build_reference(pipeline, rows, settings.symmetry, working, advance))
+        diameter_A = _measured_diameter_A(pipeline, rows, settings.symmetry, cache_dir, advance)
         if diameter_A is None:
             LOG.warning("the particle diameter could not be measured; the whole box is used")
             return pipeline, settings
@@ -201,6 +199,32 @@ def _choose_box(
     wanted = max(size, int(full_A * size / side_A))
     resampled = next((m for m in range(wanted, size, -1) if m % 2 == 0 and next_fast_len(m) == m), size)
     return replace(pipeline, box=WorkingBox(full_A * size / resampled, size)), settings
+
+
+def _measured_diameter_A(
+    pipeline: ImagePipeline, rows: IntArray, symmetry: str, cache_dir: Path, advance: Advance
+) -> float | None:
+    """Diameter from a quick reconstruction of `rows`, or as one found it before; None if it cannot be told."""
+    particles, done = pipeline.particles, 0
+
+    def working(of_batch: IntArray) -> Tensor:
+        return pipeline.working(
+            of_batch, _rows_of(particles.shift_A, of_batch), pipeline.read_usable(of_batch)
+        )
+
+    def count(images: int, note: str) -> None:
+        nonlocal done
+        done += images
+        advance(images, note)
+
+    def measure() -> float | None:
+        return estimate_diameter_A(build_reference(pipeline, rows, symmetry, working, count))
+
+    depends = (particles.require_rotation()[rows], particles.half_set[rows], symmetry)
+    key = content_key(pipeline, rows, particles.shift_A, *depends)
+    diameter_A = remembered_diameter_A(cache_dir, key, measure)
+    advance(len(rows) - done, "")
+    return diameter_A
 
 
 def _with_shift_range(settings: Settings, particles: ParticleSet, pipeline: ImagePipeline) -> Settings:
@@ -223,45 +247,3 @@ def _shift_in_boxes(pipeline: ImagePipeline, rows: IntArray) -> Tensor:
 
 def _rows_of(values: FloatArray | None, rows: IntArray) -> FloatArray | None:
     return None if values is None else values[rows]
-
-
-def _cache(
-    pipeline: ImagePipeline, rows: IntArray, shift_A: FloatArray | None, file: Path, advance: Advance
-) -> Tensor:
-    """Working images of `rows` as float16: on the device if they fit, else in a memory map."""
-    n = pipeline.box.size_px
-    if len(rows) * n * n * 2 <= _free_bytes(pipeline.device) // 4:
-        cache = torch.empty((len(rows), n, n), dtype=torch.float16, device=pipeline.device)
-    else:
-        cache = torch.from_numpy(_memory_map(file, (len(rows), n, n)))
-    done = 0
-    for of_batch in pipeline.batches(rows):
-        images = pipeline.working(of_batch, _rows_of(shift_A, of_batch), pipeline.read_usable(of_batch))
-        limit = torch.finfo(torch.float16).max
-        cache[done : done + len(of_batch)] = images.clamp(-limit, limit).to(cache.device, torch.float16)
-        done += len(of_batch)
-        advance(len(of_batch), "")
-    return cache
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that is free on a CUDA device, or for the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # macOS
-        return 8 * 2**30
-
-
-def _memory_map(file: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.float16]]:
-    """Make a file for a float16 array, with its space really taken, so that a full disk is an error here."""
-    try:
-        with open(file, "wb") as handle:
-            size = int(np.prod(shape)) * 2
-            handle.truncate(size)
-            if hasattr(os, "posix_fallocate"):  # not on macOS
-                os.posix_fallocate(handle.fileno(), 0, size)
-    except OSError as error:
-        raise OutputError(f"cannot make the image cache {file}: {error.strerror}") from error
-    return np.memmap(file, np.float16, "r+", shape=shape)

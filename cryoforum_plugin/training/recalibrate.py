@@ -72,7 +72,7 @@ def recalibrate(
             new = replace(model, members=fresh, calibration=joined_calibration(known))
         else:
             new = fresh[0]
-        skipped = shutil.ignore_patterns("checkpoint", "report.html", "suspect_labels.csv", ".*")
+        skipped = shutil.ignore_patterns("checkpoint", "cache", "report.html", "suspect_labels.csv", ".*")
         shutil.copytree(directory, folder, dirs_exist_ok=True, ignore=skipped)
         update_calibration(folder, new)
     return new.calibration

@@ -18,6 +18,7 @@ from cryoforum_plugin import __version__
 from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.checksum import checksum
 from cryoforum_plugin.errors import ModelError, SettingsError
+from cryoforum_plugin.images.cache import remove_cache
 from cryoforum_plugin.images.identity import image_keys
 from cryoforum_plugin.learning.batches import BatchMaker
 from cryoforum_plugin.learning.loop import Trainer, default_epochs
@@ -32,7 +33,13 @@ from cryoforum_plugin.refinement.reference_file import write_references
 from cryoforum_plugin.settings import Settings, flatten
 from cryoforum_plugin.simulation.from_map import make_particles
 from cryoforum_plugin.training.calibrate import calibrate
-from cryoforum_plugin.training.folder import check_model_directory, start_run
+from cryoforum_plugin.training.folder import (
+    CACHE,
+    check_model_directory,
+    check_resumed,
+    start_run,
+    undone_if_refused,
+)
 from cryoforum_plugin.training.joining import join_members, remove_members
 from cryoforum_plugin.training.known_poses import KnownPoses
 from cryoforum_plugin.training.log import held_log, open_log
@@ -58,12 +65,14 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    cache_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Train on refined particles and write a model directory.
 
     inputs : the tables `particles` came from. init_from : model directory to start the weights from. shown : map
     that simulated images show instead of the rebuilt reference; a map alone needs no refined particles, and
-    only the images and CTFs of `particles` are looked at. Returns the validation figures of calibration.json (empty in
+    only the images and CTFs of `particles` are looked at. cache_dir : folder that keeps the preprocessed images for
+    other trainings; None = in `directory`, until the model is finished. Returns the validation figures of calibration.json (empty in
     other processes than the first). Raises a CryoForumError, before anything is written, for input that
     cannot be trained on.
     """
@@ -81,9 +90,10 @@ def train(
     }
     if fabric.is_global_zero:
         check_model_directory(directory, resume, overwrite)
+    fabric.barrier()  # before any process puts images there
     members, note = plan_members(particles, settings.training, map_alone=shown is not None and shown.alone)
     quiet = quiet or not fabric.is_global_zero
-    run = _Run(fabric, precision, settings, identity, inputs, shown, note, quiet)
+    run = _Run(fabric, precision, settings, identity, inputs, shown, note, quiet, cache_dir)
     if members[0].name == "":
         calibration = run.train(members[0], particles, directory, init_from, resume)
     else:
@@ -105,6 +115,7 @@ class _Run:
     shown: ShownMap | None
     note: str
     quiet: bool
+    cache_dir: Path | None
 
     def train(
         self,
@@ -122,13 +133,20 @@ class _Run:
         fabric, settings, shown, particles = self.fabric, self.settings, self.shown, particles[member.rows]
         identity = self.identity | {"member": member.name}
         torch.manual_seed(settings.training.seed)
-        with held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as cache:
+        if resume:
+            check_resumed(directory, identity)
+        cache = directory / CACHE
+        with held_log() as handler, tempfile.TemporaryDirectory(prefix="cryoforum-") as made_in:
             LOG.info("%s", self.note)
             initial = None if init_from is None else _initial(init_from, settings)
             if shown is not None and shown.alone:
-                made = make_particles(particles, shown, settings, Path(cache), fabric.device, self.quiet)
+                made = make_particles(particles, shown, settings, Path(made_in), fabric.device, self.quiet)
                 particles, settings, shown = made.particles, made.settings, made.shown
-            prepared = prepare(particles, settings, Path(cache), fabric.device, self.quiet, shown)
+                used = Path(made_in)  # nobody else can use images of these
+            else:
+                used = cache if self.cache_dir is None else self.cache_dir
+            with undone_if_refused(cache):
+                prepared = prepare(particles, settings, used, fabric.device, self.quiet, shown)
             if fabric.is_global_zero:
                 begin()
                 start_run(directory, identity, resume)
@@ -136,6 +154,8 @@ class _Run:
             fabric.barrier()
             model = _fit(prepared, directory, fabric, initial, resume, self.quiet)
             if not fabric.is_global_zero:
+                if not (directory / "checkpoint").is_dir():  # a machine that does not share the folder
+                    remove_cache(cache)
                 return {}
             seen = [_seen(prepared, shown), *([] if initial is None else [initial.seen])]
             model = replace(model, half_set=member.half_set, seen=torch.cat(seen).unique())
@@ -155,6 +175,7 @@ class _Run:
                     shutil.copyfile(directory / "checkpoint" / name, temporary)
             provenance = _provenance(prepared, identity, self.inputs)
             save_model(directory, model, provenance | simulated_from(shown, self.inputs))
+            remove_cache(cache)
         return model.calibration
 
 

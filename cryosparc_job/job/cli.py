@@ -152,6 +152,7 @@ def _run(values: dict[str, Any], train: bool = False, predict: bool = True, agai
             "train": training_settings(_with_our_symmetry(values)),
             "init_from": values["init_from"],
             "overwrite": values["overwrite"],
+            "cache_dir": values["cache_dir"],
         }
         if values.get("train_job"):
             request["train_on"] = (values["train_job"], values["train_output"])

@@ -50,7 +50,7 @@ class Request:
     """What to do with a source.
 
     train : settings of a training, None = use the model that is there. train_on : (job, output) to train on,
-    None = the source. init_from, overwrite : as `train` takes them. predict : whether to write poses and
+    None = the source. init_from, overwrite, cache_dir : as `train` takes them. predict : whether to write poses and
     uncertainty. again : only from a prediction that was made before, whatever its options. criteria : None =
     no selected and rejected outputs. fsc : reconstruct all, selected and rejected particles here, for their
     FSC. precision : auto, 32 or bf16. then : jobs to queue.
@@ -62,6 +62,7 @@ class Request:
     train_on: tuple[str, str] | None = None
     init_from: Path | None = None
     overwrite: bool = False
+    cache_dir: Path | None = None
     predict: bool = True
     again: bool = False
     options: PredictOptions = field(default_factory=PredictOptions)

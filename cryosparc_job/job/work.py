@@ -152,7 +152,7 @@ class Work:
         train_model(
             record, directory, table, lambda: self._read(source, output, table)[0], request.train, request.device,
             precision=request.precision, name=f"{source.uid}.{output}", start_anew="give another --model-dir, or --overwrite",
-            init_from=request.init_from, overwrite=request.overwrite,
+            init_from=request.init_from, overwrite=request.overwrite, cache_dir=request.cache_dir,
         )  # fmt: skip
         self._report(directory)
         self.events.checkpoint("trained")

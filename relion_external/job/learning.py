@@ -23,7 +23,10 @@ LOG = logging.getLogger("cryoforum")
 def train_step(work: Workspace, path: Path) -> Path:
     """Train on the particles in `path`, or go on with it; return the model directory."""
     directory = work.path("model")
-    train_model(work, directory, path, lambda: read_here(path), training_settings(work.job), work.job.device)
+    train_model(
+        work, directory, path, lambda: read_here(path), training_settings(work.job), work.job.device,
+        cache_dir=work.job.cache_dir,
+    )  # fmt: skip
     write_report(directory, directory / "report.html")
     work.made.append("model/reference.mrc")
     return directory

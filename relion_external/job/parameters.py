@@ -24,8 +24,8 @@ _SELECTING = ("predict", "select", "pipeline")
 _CRITERIA = ("min_confidence", "max_error", "keep", "max_outlier", "target")
 _ONLY_FOR = {  # jobs that use a parameter, where not all do
     "train_particles": ("pipeline",), "model": ("predict",), "in_3dref": ("predict",), "in_mask": _SELECTING,
-    "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "set": _TRAINING, "views": _PREDICTING,
-    "contrast": ("train", "predict", "pipeline"), "min_confidence": _SELECTING, "max_error": _SELECTING,
+    "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "cache_dir": _TRAINING, "set": _TRAINING,
+    "views": _PREDICTING, "contrast": ("train", "predict", "pipeline"), "min_confidence": _SELECTING, "max_error": _SELECTING,
     "keep": _SELECTING, "max_outlier": _SELECTING, "target": _SELECTING, "auto": _SELECTING, "images": _SELECTING,
     "balance_views": _SELECTING, "reconstruct": _SELECTING, "refine": _PREDICTING,
 }  # fmt: skip
@@ -63,6 +63,7 @@ class Job:
     contrast: str | None = None
     device: str = "auto"
     seed: int | None = None
+    cache_dir: Path | None = None
     config: Path | None = None
     set: str = ""
     others: tuple[str, ...] = ()
@@ -126,6 +127,7 @@ FREE_PARAMETERS = (
     _option("contrast", click.Choice(["check", "invert", "ignore"]), "Protein bright (check) or dark (invert)."),
     _option("device", str, "auto, cpu, cuda or cuda:N.", default=True),
     _option("seed", click.IntRange(0, 2**31 - 1), "Seed of all random choices."),
+    _option("cache_dir", _PATH, "Folder that keeps the preprocessed images for other trainings  [default: none is kept]."),
     _option("config", _PATH, "TOML or JSON file of settings; its table [job] holds parameters of this list."),
     _option("set", str, "Any other training settings, as section.key=value separated by spaces."),
 )  # fmt: skip

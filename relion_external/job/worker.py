@@ -77,6 +77,7 @@ _GUI_WORDS = {  # of the `cryoforum` command: of RELION's GUI; whole phrases bef
     "a model with --no-ctf": "a model with the parameter set = images.ctf=none",
     "pass --invert-contrast": "set the parameter contrast to invert",
     "--ignore-contrast": "set it to ignore",
+    "--cache-dir": "the parameter cache_dir",
     "--auto": "the parameter auto",
     "--no-refine": "the parameter refine = no",
     "give one with --reference": "give one under 'Input 3D reference', with the parameter model",

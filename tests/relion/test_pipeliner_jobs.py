@@ -40,6 +40,7 @@ CHANGED = {  # a value for every option that is not its default; empty-looking o
     "preset": "fast",
     "epochs": 3,
     "seed": 0,
+    "cache_dir": "/fast disk/images",
     "config": "my settings.toml",
     "set": "training.batch_size=8 images.size_px=32",
     "min_confidence": 0.0,
