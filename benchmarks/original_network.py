@@ -1,0 +1,140 @@
+"""Images a second beside the paper's original network, on the same machine, one after the other in one run.
+
+    python benchmarks/original_network.py [--tensorflow PYTHON] [--count 2048] [--map MAP] [--output FILE.json]
+
+The original is built of Keras parts (`keras_network.py`) and runs on the interpreter PYTHON, in whose environment
+tensorflow-cpu is installed; its images come from memory. Ours are read from the stack of `cryoforum simulate`: what
+`train` says in metrics.csv, validation included, from the second epoch on; what `predict` prints, reading and
+calibration included. Each is measured in turn, `--repeats` times, and the median counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import MAP, RESULTS, command_line, machine, run, run_process, write_results
+
+PAIRS = 32  # a step of siamese training, for both
+# one epoch of 1,024 pairs; the paper's own epochs hold 40 times as many
+PAPER = ("--preset", "paper", "--batch-size", PAIRS, "--set", "training.pair_fraction=0.0001")
+
+
+def keras(work: Path, python: str, seconds: float) -> dict[str, Any]:
+    """Time the original network."""
+    script, figures = Path(__file__).with_name("keras_network.py"), work / "keras.json"
+    run_process(
+        [python, str(script.resolve()), "stack.npy", "--batch", str(PAIRS), "--seconds", str(seconds), "--json", str(figures)],
+        work,
+    )  # fmt: skip
+    return dict(json.loads(figures.read_text()))
+
+
+def train(work: Path, model: str, epochs: int, *options: object) -> float:
+    """Images trained a second, of all epochs but the first."""
+    run(
+        work, "train", "sim/particles.star", "-o", model, "--epochs", epochs, "--no-half-sets", "--overwrite", "--quiet",
+        *options,
+    )  # fmt: skip
+    with open(work / model / "metrics.csv", newline="") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    return (len(seconds) - 1) * _epoch_images(work / model) / (seconds[-1] - seconds[0])
+
+
+def _epoch_images(model: Path) -> int:
+    """Images that steps of one epoch show: whole batches."""
+    from cryoforum_plugin.learning.loop import epoch_images
+    from cryoforum_plugin.settings import Settings, with_values
+
+    config = json.loads((model / "config.json").read_text())
+    settings = with_values(Settings(), config["settings"]).training
+    step = settings.batch_size * (2 if settings.branches == "siamese" else 1)
+    return max(1, epoch_images(config["particles"]["training"], settings) // step) * step
+
+
+def predict(work: Path, model: str, *options: object) -> float:
+    """Particles predicted a second."""
+    run(
+        work, "predict", model, "sim/particles.star", "-o", "out.star", "--overwrite", "--quiet", "--json", "out.json",
+        *options,
+    )  # fmt: skip
+    return float(json.loads((work / "out.json").read_text())["particles_per_s"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tensorflow", default=sys.executable, help="interpreter that has tensorflow-cpu")
+    parser.add_argument("--map", type=Path, default=MAP)
+    parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each of the original's two figures")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6, help="of the default preset; the paper preset has 3")
+    parser.add_argument("--work-dir", type=Path, default=None)
+    parser.add_argument("--output", type=Path, default=RESULTS / "original_network.json")
+    arguments = parser.parse_args()
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (arguments.work_dir or Path(temporary)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        run(
+            work,
+            "simulate",
+            arguments.map.resolve(),
+            "-o",
+            "sim",
+            "--count",
+            arguments.count,
+            "--snr",
+            0.1,
+            "--overwrite",
+        )
+        import mrcfile
+
+        np.save(work / "stack.npy", mrcfile.read(work / "sim" / "particles.mrcs")[:1024])
+        original: dict[str, Any] = {}
+        for _ in range(arguments.repeats):
+            original = keras(work, arguments.tensorflow, arguments.seconds)
+            figures = {
+                "original, trained": original["trained_per_s"],
+                "original, predicted": original["predicted_per_s"],
+                "default, trained": train(work, "model", arguments.epochs),
+                "default, predicted, 1 view": predict(work, "model", "--no-refine", "--views", 1),
+                "default, predicted, 2 views": predict(work, "model", "--no-refine"),
+                "default, predicted, 8 views": predict(work, "model", "--no-refine", "--views", 8),
+                "default, predicted and refined": predict(work, "model", "--refine"),
+                "paper preset, trained": train(work, "paper", 3, *PAPER),
+                "paper preset, predicted, 1 view": predict(work, "paper", "--no-refine", "--views", 1),
+            }
+            for name, value in figures.items():
+                found.setdefault(name, []).append(round(value, 1))
+    rows = {}
+    for name, values in found.items():
+        like = f"original, {'trained' if 'trained' in name else 'predicted'}"
+        ratio = statistics.median(values) / statistics.median(found[like])
+        rows[name] = {
+            "images_per_s": values,
+            "median": statistics.median(values),
+            "times_original": round(ratio, 1),
+        }
+    result = {
+        "command": command_line(),
+        "machine": machine()
+        | {"tensorflow": original["tensorflow"], "original_parameters": original["parameters"]},
+        "particles": arguments.count,
+        "rows": rows,
+    }
+    print(write_results(arguments.output, result, work))
+    print("\n".join(f"| {name} | {r['median']:.0f} | {r['times_original']} |" for name, r in rows.items()))
+
+
+if __name__ == "__main__":
+    main()
