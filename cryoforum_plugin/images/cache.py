@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -10,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +48,11 @@ def cached_images(
 
     def make(part: slice) -> NDArray[np.float16]:
         torch.set_num_threads(1)  # of this thread: the images, not their pixels, are shared among the cores
-        reading = replace(pipeline, reader=copy.copy(pipeline.reader))  # a reader serves one thread
         images = np.empty((part.stop - part.start, n, n), np.float16)
         done = 0
-        for of_batch in reading.batches(rows[part]):
+        for of_batch in pipeline.batches(rows[part]):
             moved = None if shift_A is None else shift_A[of_batch]
-            found = reading.working(of_batch, moved, reading.read_usable(of_batch))
+            found = pipeline.working(of_batch, moved, pipeline.read_usable(of_batch))
             images[done : done + len(of_batch)] = found.clamp(-_LIMIT, _LIMIT).half().cpu().numpy()
             done += len(of_batch)
         return images
