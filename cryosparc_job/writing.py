@@ -49,7 +49,9 @@ def write_particles(
     written = predicted(particles, path, prediction, data_root)
     host = written.host
     side_prediction = written.prediction if host.slots or prediction is not None else None
-    with ExitStack() as outputs:  # renamed last to first: the side file before the table, which it may be ahead of
+    with (
+        ExitStack() as outputs
+    ):  # renamed last to first: the side file before the table, which it may be ahead of
         if path != table:
             group = outputs.enter_context(atomic_file(path, overwrite))
             group.write_text(group_text(host.records, table.name), encoding="utf-8")

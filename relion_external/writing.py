@@ -77,7 +77,6 @@ def predicted(
         host = host.with_particles(host.particles.with_columns(columns))
     return replace(
         particles,
-        source=Path(path),
         rotation=values.rotation,
         shift_A=values.shift_A,
         prediction=particles.prediction if values.prediction is None else values.prediction,
