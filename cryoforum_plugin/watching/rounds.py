@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -22,10 +21,10 @@ from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
 from cryoforum_plugin.watching.images import Images, first_reason
 from cryoforum_plugin.watching.known import Known
 from cryoforum_plugin.watching.output import Output
+from cryoforum_plugin.watching.problems import Problems
 from cryoforum_plugin.watching.sources import Signature, Sources
 from cryoforum_plugin.watching.stopping import Signals
 
-LOG = logging.getLogger("cryoforum.watch")
 AT_ONCE = 16_384  # particles predicted before anything is written
 _SHORTEST_SLEEP_S = 0.05
 
@@ -72,9 +71,8 @@ class Watcher:
             self.known.add(self.output.done)
         self.images = Images()
         self._checked: set[Path] = set()  # tables whose contrast is known to be right
-        self._problems: dict[
-            Path, tuple[float, str]
-        ] = {}  # by what it is about: when it was last told, and what
+        self._without_image: dict[Path, int] = {}  # by table
+        self._problems = Problems(self.options.patience_s)
         self._last_error: CryoForumError | None = None
         self._news_s = time.monotonic()
 
@@ -126,7 +124,7 @@ class Watcher:
         if self.options.once:
             raise error
         self._last_error = error
-        self._tell(self.sources.given, "not there yet; waiting for it")
+        self._problems.tell(self.sources.given, "not there yet; waiting for it")
 
     def _read(self, path: Path, signature: Signature) -> None:
         """Take in the particles of a table that are not known; a table that cannot be read may be able later."""
@@ -138,7 +136,7 @@ class Watcher:
                 if not self.sources.is_folder:
                     raise
                 self.sources.taken(path, signature)
-            self._tell(path, f"{error}; {'left out' if self.options.once else 'tried again'}")
+            self._problems.tell(path, f"{error}; {'left out' if self.options.once else 'tried again'}")
             return
         self.sources.taken(path, signature)
         self._last_error = None
@@ -150,7 +148,7 @@ class Watcher:
             self.waiting[path] = table[rows]
         else:
             self.waiting.pop(path, None)
-            self._problems.pop(path, None)
+            self._problems.gone(path)
 
     def _predict_ready(self, path: Path) -> None:
         """Predict those particles of a table whose images are there."""
@@ -161,6 +159,7 @@ class Watcher:
             self.sources.again(path)  # where cryoSPARC's paths start shows with the first image
         rows = np.flatnonzero(there)
         left = ~there
+        self._without_image[path] = int(left.sum())
         for start in range(0, len(rows), AT_ONCE):
             chunk = rows[start : start + AT_ONCE]
             if not self._try(path, table[chunk]):
@@ -184,15 +183,15 @@ class Watcher:
                 or isinstance(error.__cause__, OSError)
                 or not self._all_there(particles)
             ):
-                self._tell(path, f"{error}; tried again")
+                self._problems.tell(path, f"{error}; tried again")
             elif self.output.count and self.sources.is_folder:
-                self._tell(path, f"{error}; left out until it changes")
+                self._problems.tell(path, f"{error}; left out until it changes")
                 self.waiting.pop(path)
             else:
                 raise
             return False
         self._news_s = time.monotonic()
-        self._problems.pop(path, None)
+        self._problems.gone(path)
         return True
 
     def _all_there(self, particles: ParticleSet) -> bool:
@@ -231,36 +230,27 @@ class Watcher:
         try:
             with self.signals.held():
                 figures = self.output.write(self.options.interval_s)
-                waiting = sum(map(len, self.waiting.values()))
+                waiting = sum(self._without_image.values())
                 self.show({"new": figures, "n": self.output.count, "waiting": waiting})
         except OutputError as error:
             if self.signals.ending or self.options.once:
                 raise
-            self._tell(self.output.path, f"{error}; tried again")
+            self._problems.tell(self.output.path, f"{error}; tried again")
 
     def _tell_waiting(self) -> None:
         """Warn of particles that wait for their images for long."""
         for path, particles in self.waiting.items():
-            since_s, text = self._problems.get(path, (time.monotonic(), ""))
-            self._problems.setdefault(path, (since_s, text))
-            if self.options.once or time.monotonic() - since_s >= self.options.patience_s:
-                self._tell(
+            if self._problems.waits(path) or self.options.once:
+                self._problems.tell(
                     path, f"{len(particles)} particles wait for their images: {first_reason(particles)}"
                 )
-
-    def _tell(self, path: Path, text: str) -> None:
-        """Warn, of the same thing once in a while."""
-        now = time.monotonic()
-        told_s, told = self._problems.get(path, (-np.inf, ""))
-        if told != text or now - told_s >= self.options.patience_s:
-            LOG.warning("%s", text if str(path) in text else f"{path}: {text}")
-            self._problems[path] = (now, text)
 
 
 def _unknown(like: Prediction, n: int) -> Prediction:
     """A prediction of n particles that could not be predicted, of the fields that another has."""
     known = {f.name: getattr(like, f.name) for f in fields(Prediction)}
     values: dict[str, Any] = {
-        name: None if value is None else np.full((n, *value.shape[1:]), np.nan) for name, value in known.items()
+        name: None if value is None else np.full((n, *value.shape[1:]), np.nan)
+        for name, value in known.items()
     }
     return Prediction(**values)
