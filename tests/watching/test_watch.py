@@ -264,7 +264,7 @@ def test_junk_in_a_later_round_does_not_end_it(bench: Bench) -> None:
 
 
 def test_a_full_disk_may_pass(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = formats.adapter_for(Path("x.star"))
+    table, adapter = bench.table(range(5)), formats.adapter_for(Path("x.star"))
     write, failures = adapter.write_particles, iter(range(2))
 
     def failing(*arguments: object, **options: object) -> None:
@@ -273,7 +273,7 @@ def test_a_full_disk_may_pass(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
         write(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(adapter, "write_particles", failing)
-    result = bench.watch(bench.table(range(5)), "out.star", "--until-idle", 1)
+    result = bench.watch(table, "out.star", "--until-idle", 1)
     assert result.stderr.count("No space left") == 1  # told once
     assert "5 new particles, 5 in all" in result.stdout
 
