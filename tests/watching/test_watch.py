@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from watch_bench import Bench, assert_same_predictions
 from cryoforum_plugin import formats
 from cryoforum_plugin.errors import OutputError
 from cryoforum_plugin.images.stacks import write_stack
+from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.watching.claim import claimed
+from cryoforum_plugin.watching.rounds import Watcher
 
 
 def meanwhile(*steps: tuple[float, Callable[[], object]]) -> threading.Thread:
@@ -301,3 +304,17 @@ def test_a_signal_ends_it_with_everything_written(bench: Bench, number: int, cod
     assert ("interrupted" if number == signal.SIGINT else "stopped by SIGTERM") in errors
     bench.table(range(20))
     assert "8 new particles, 20 in all" in bench.watch(table, "out.star", "--once").stdout
+
+
+def test_half_sets_stay_equally_large_over_rounds(make_particles: Callable[..., ParticleSet]) -> None:
+    def dealt(done: list[int], count: int) -> list[int]:
+        watcher = Watcher.__new__(Watcher)
+        watcher.model = SimpleNamespace(members=[SimpleNamespace(half_set=1), SimpleNamespace(half_set=2)])  # type: ignore[assignment]
+        before = make_particles(len(done), half_set=np.array(done))
+        watcher.output = SimpleNamespace(done=before)  # type: ignore[assignment]
+        new = make_particles(count, half_set=np.zeros(count, dtype=np.int64))
+        found: list[int] = watcher._with_half_sets(new).half_set.tolist()
+        return found
+
+    assert dealt([1, 2], 3) == [1, 2, 1]
+    assert dealt([1, 2, 1], 3) == [2, 1, 2]
