@@ -13,6 +13,10 @@ class ImageStackError(CryoForumError):
     """An image stack or map is missing, damaged, or holds unusable pixels."""
 
 
+class UnusableImagesError(ImageStackError):
+    """Every image is constant or holds pixels that are not finite."""
+
+
 class ModelError(CryoForumError):
     """A model directory is missing, damaged, newer than this program, or made for other data."""
 

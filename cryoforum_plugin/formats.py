@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -35,6 +36,18 @@ class Adapter(Protocol):
         data_root: Path | None = None,
     ) -> None: ...
 
+    def predicted(
+        self,
+        particles: ParticleSet,
+        path: Path,
+        prediction: Prediction | None = None,
+        data_root: Path | None = None,
+    ) -> ParticleSet: ...
+
+    def appended(self, done: ParticleSet, new: ParticleSet, source: Path) -> ParticleSet: ...
+
+    def looks_like_particles(self, path: Path) -> bool: ...
+
 
 def adapter_for(path: Path) -> Adapter:
     """Import and return the adapter for a path's suffix. Raises ParticleFileError for an unknown one."""
@@ -49,6 +62,35 @@ def adapter_for(path: Path) -> Adapter:
 def files_of(path: Path) -> list[Path]:
     """Return the files that writing particles to `path` makes, the table last: a .csg has it beside itself."""
     return [path, path.with_suffix(".cs")] if path.suffix.lower() == ".csg" else [path]
+
+
+def is_table(path: Path) -> bool:
+    """Tell by its suffix whether a path is of a particle table."""
+    return path.suffix.lower() in _ADAPTERS
+
+
+def suffixes_like(path: Path) -> tuple[str, ...]:
+    """Return the suffixes of the tables that the adapter of `path` reads. Raises ParticleFileError for an unknown one."""
+    adapter_for(path)
+    module = _ADAPTERS[path.suffix.lower()]
+    return tuple(suffix for suffix, other in _ADAPTERS.items() if other == module)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """Return the files that a table's content may lie in: a .csg names .cs files, as a rule beside it."""
+    return [path, *sorted(path.parent.glob("*.cs"))] if path.suffix.lower() == ".csg" else [path]
+
+
+def seems_cut_short(path: Path) -> bool:
+    """Tell whether a STAR file ends within a line: its last number may lack digits. Of other files reading tells."""
+    if path.suffix.lower() != ".star":
+        return False
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            return file.read(1) != b"\n"
+    except OSError:
+        return True
 
 
 def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:

@@ -15,12 +15,13 @@ from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry.rotations import rotation_vector_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet
 from cryoforum_plugin.particles.origins import origin_labels
+from cryosparc_job.appending import appended
 from cryosparc_job.cs_file import CsHost, Records, numbered, stacks_of
-from cryosparc_job.groups import read_table
+from cryosparc_job.groups import looks_like_particles, read_table
 from cryosparc_job.posterior_file import read_posterior
-from cryosparc_job.writing import write_particles
+from cryosparc_job.writing import predicted, write_particles
 
-__all__ = ["read_particles", "write_particles"]
+__all__ = ["appended", "looks_like_particles", "predicted", "read_particles", "write_particles"]
 
 logger = logging.getLogger("cryoforum")
 

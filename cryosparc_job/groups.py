@@ -11,12 +11,14 @@ import logging
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cryoforum_plugin.errors import ParticleFileError
 from cryosparc_job.cs_file import Records, read_records, read_slots, slots_of
 from cryosparc_job.joining import joined, overlap
+from cryosparc_job.posterior_file import posterior_path
 
 logger = logging.getLogger("cryoforum")
 
@@ -69,6 +71,42 @@ def read_group(path: Path) -> list[Path]:
         what = f"the file it names, {missing[0]}, is missing" if missing else "it names no .cs file"
         raise ParticleFileError(f"{path}: {what}; copy it beside the .csg, or export the particles again")
     return sorted(files, key=_is_passthrough)
+
+
+def looks_like_particles(path: Path) -> bool:
+    """Tell from a file's head whether it is a particle table to take from a folder.
+
+    Tables that cryoforum predicted are not, nor .cs files that a .csg beside them names, which stands for them,
+    nor passthrough files.
+    """
+    table = path.with_suffix(".cs")
+    if posterior_path(table).is_file():
+        return False
+    if path.suffix.lower() == GROUP_SUFFIX:
+        group = _content(path).get("group")
+        return isinstance(group, dict) and group.get("type") == "particle"
+    groups = path.parent.glob(f"*{GROUP_SUFFIX}")
+    named = {Path(name.removeprefix(">")).name for group in groups for name in _metafiles(_content(group))}
+    return not _is_passthrough(path) and path.name not in named and "blob" in read_slots(path)
+
+
+def _content(group: Path) -> dict[str, Any]:
+    """What a .csg file holds; nothing where that cannot be read."""
+    try:
+        content = yaml.safe_load(group.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _metafiles(content: dict[str, Any]) -> list[str]:
+    results = content.get("results")
+    found = (
+        [r.get("metafile") for r in results.values() if isinstance(r, dict)]
+        if isinstance(results, dict)
+        else []
+    )
+    return [name for name in found if isinstance(name, str)]
 
 
 def _find(folder: Path, name: str) -> Path:

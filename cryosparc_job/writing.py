@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,28 @@ def write_particles(
     """
     path = Path(path)
     table = files_of(path)[-1]
+    written = predicted(particles, path, prediction, data_root)
+    host = written.host
+    side_prediction = written.prediction if host.slots or prediction is not None else None
+    with (
+        ExitStack() as outputs
+    ):  # renamed last to first: the side file before the table, which it may be ahead of
+        if path != table:
+            group = outputs.enter_context(atomic_file(path, overwrite))
+            group.write_text(group_text(host.records, table.name), encoding="utf-8")
+        write_records(outputs.enter_context(atomic_file(table, overwrite)), host.records, host.compressed)
+        if side_prediction is not None:
+            side = outputs.enter_context(atomic_file(posterior_path(table), overwrite))
+            with open(side, "wb") as file:
+                np.savez(file, **pack_posterior(written.uid, side_prediction, host.slots))  # type: ignore[arg-type]
+    if side_prediction is None:
+        posterior_path(table).unlink(missing_ok=True)  # of the file just replaced
+
+
+def predicted(
+    particles: ParticleSet, path: Path, prediction: Prediction | None = None, data_root: Path | None = None
+) -> ParticleSet:
+    """Return the particles with the table that `write_particles` writes to `path`, and what it holds."""
     host = particles.host
     if not isinstance(host, CsHost):
         records = new_records(particles, path, data_root)
@@ -58,20 +81,14 @@ def write_particles(
         slots = _slots(host.records, values.prediction, slots)
         fields |= _slot_fields(values.prediction, slots)
     records = with_fields(host.records, fields) if fields else host.records
-    side_prediction = values.prediction
-    if side_prediction is None and slots:
-        side_prediction = particles.prediction
-    with ExitStack() as outputs:
-        if path != table:
-            group = outputs.enter_context(atomic_file(path, overwrite))
-            group.write_text(group_text(records, table.name), encoding="utf-8")
-        if side_prediction is not None:
-            side = outputs.enter_context(atomic_file(posterior_path(table), overwrite))
-            with open(side, "wb") as file:
-                np.savez(file, **pack_posterior(particles.uid, side_prediction, slots))  # type: ignore[arg-type]
-        write_records(outputs.enter_context(atomic_file(table, overwrite)), records, host.compressed)
-    if side_prediction is None:
-        posterior_path(table).unlink(missing_ok=True)  # of the file just replaced
+    return replace(
+        particles,
+        source=path,
+        rotation=values.rotation,
+        shift_A=values.shift_A,
+        prediction=particles.prediction if values.prediction is None else values.prediction,
+        host=replace(host, records=records, slots=slots, rotation=values.rotation, shift_A=values.shift_A),
+    )
 
 
 def _slots(records: Records, prediction: Prediction, known: dict[str, int]) -> dict[str, int]:

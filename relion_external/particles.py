@@ -12,6 +12,7 @@ from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.geometry.rotations import relion_euler_to_quaternion
 from cryoforum_plugin.particles import Ctf, FloatArray, IntArray, ParticleSet, Prediction
 from cryoforum_plugin.particles.origins import origin_labels
+from relion_external.appending import appended
 from relion_external.host import (
     ALTERNATIVE,
     ALTERNATIVE_WEIGHT,
@@ -31,9 +32,16 @@ from relion_external.image_names import ImageNames, parse_image_names
 from relion_external.optics import Optics, pixel_size, read_optics
 from relion_external.star import Table
 from relion_external.star_reader import read_star
-from relion_external.writing import new_document, write_particles
+from relion_external.writing import new_document, predicted, write_particles
 
-__all__ = ["new_document", "read_particles", "write_particles"]
+__all__ = [
+    "appended",
+    "looks_like_particles",
+    "new_document",
+    "predicted",
+    "read_particles",
+    "write_particles",
+]
 
 logger = logging.getLogger("cryoforum")
 
@@ -41,6 +49,7 @@ _CORRECTED = {
     "rlnCtfDataAreCtfPremultiplied": "premultiplied by the CTF",
     "rlnCtfDataArePhaseFlipped": "phase-flipped",
 }
+_HEAD_BYTES = 1 << 18
 COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 _NUMERIC = (
     *ANGLES, *ORIGIN_A, *ORIGIN_PX, *DEFOCUS, *MICROSCOPE, *SCALARS, *BINGHAM, *ALTERNATIVE,
@@ -87,6 +96,18 @@ def read_particles(path: Path, data_root: Path | None = None) -> ParticleSet:
         prediction=_prediction(values, rotation, shift_A),
         host=replace(host, rotation=rotation, shift_A=shift_A),
     )
+
+
+def looks_like_particles(path: Path) -> bool:
+    """Tell from a file's head whether it is a particle table to take from a folder.
+
+    Tables that cryoforum predicted are not, nor those that an Extract job writes for single micrographs.
+    """
+    if path.name.endswith("_extract.star"):
+        return False
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return b"_rlnImageName" in head and b"_cryoforum" not in head
 
 
 def _dimensionality(host: StarHost) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,15 +61,30 @@ def write_particles(
     (`new_document`), with image paths relative to `data_root`.
     Raises OutputError if `path` exists and `overwrite` is false.
     """
+    document = predicted(particles, path, prediction, data_root).host.document
+    with atomic_file(Path(path), overwrite) as temporary:
+        document.write(temporary)
+
+
+def predicted(
+    particles: ParticleSet, path: Path, prediction: Prediction | None = None, data_root: Path | None = None
+) -> ParticleSet:
+    """Return the particles with the table that `write_particles` writes to `path`, and what it holds."""
     host = particles.host
     if not isinstance(host, StarHost):
         document = new_document(particles, data_root)
         host = StarHost(document, 1, particles.rotation, particles.shift_A)
-    columns = _columns(host, particles, writable(particles, prediction, host.rotation, host.shift_A))
+    values = writable(particles, prediction, host.rotation, host.shift_A)
+    columns = _columns(host, particles, values)
     if columns:
         host = host.with_particles(host.particles.with_columns(columns))
-    with atomic_file(Path(path), overwrite) as temporary:
-        host.document.write(temporary)
+    return replace(
+        particles,
+        rotation=values.rotation,
+        shift_A=values.shift_A,
+        prediction=particles.prediction if values.prediction is None else values.prediction,
+        host=replace(host, rotation=values.rotation, shift_A=values.shift_A),
+    )
 
 
 def _columns(host: StarHost, particles: ParticleSet, values: Writable) -> dict[str, Cells]:

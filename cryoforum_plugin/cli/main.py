@@ -12,6 +12,7 @@ from cryoforum_plugin.cli.common import ErrorGroup
 COMMANDS = {
     "train": "Learn orientations from refined particles.",
     "predict": "Give new particles orientations, shifts and uncertainty.",
+    "watch": "Predict new particles as they appear.",
     "recalibrate": "Fit a model's uncertainty to other particles.",
     "select": "Keep the particles that are certain enough.",
     "evaluate": "Compare predicted with known orientations.",

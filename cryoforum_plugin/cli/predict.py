@@ -44,6 +44,7 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.network.device import choose_device, choose_precision
     from cryoforum_plugin.network.model import load_model
+    from cryoforum_plugin.prediction.figures import figures_of
     from cryoforum_plugin.prediction.journal import journal_of, remove_journal
     from cryoforum_plugin.prediction.members import ready
     from cryoforum_plugin.prediction.run import predict_particles, prediction_identity
@@ -69,7 +70,8 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     seconds = time.monotonic() - start
     formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])
     remove_journal(journal_of(output))
-    figures = _summary(prediction, seconds) | {"unlikeness": unlike}
+    speed = {"seconds": round(seconds, 3), "particles_per_s": round(len(prediction) / max(seconds, 1e-9), 1)}
+    figures = figures_of(prediction) | speed | {"unlikeness": unlike}
     write_json(options["json_file"], figures, options["overwrite"])
     click.echo(
         f"{figures['n']} particles in {seconds:.1f} s ({figures['particles_per_s']:.0f}/s), "
@@ -77,20 +79,3 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
         f"{100 * figures['fraction_confidence_above_half']:.0f} % with confidence above 0.5"
     )
     click.echo(f"written: {output}")
-
-
-def _summary(prediction: Any, seconds: float) -> dict[str, Any]:
-    """Figures of a prediction for the terminal and --json; unusable particles count as confidence 0."""
-    import numpy as np
-
-    confidence = np.nan_to_num(prediction.confidence)
-    return {
-        "n": len(prediction),
-        "unusable": int(np.isnan(prediction.confidence).sum()),
-        "in_training": int(np.nansum(prediction.in_training)),
-        "seconds": round(seconds, 3),
-        "particles_per_s": round(len(prediction) / max(seconds, 1e-9), 1),
-        "median_expected_error_deg": float(np.nanmedian(prediction.expected_error_deg)),
-        "median_credible_radius_90_deg": float(np.nanmedian(prediction.credible_radius_90_deg)),
-        "fraction_confidence_above_half": float((confidence > 0.5).mean()),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cryoforum_plugin.errors import ParticleFileError
-from cryoforum_plugin.particles.particle_set import Ctf, FloatArray, IntArray, ParticleSet
+from cryoforum_plugin.particles.particle_set import Ctf, FloatArray, IntArray, ParticleSet, Prediction
 
 
 def concatenate(sets: Sequence[ParticleSet]) -> ParticleSet:
@@ -107,3 +108,41 @@ def _ctf(sets: Sequence[ParticleSet]) -> Ctf | None:
             f"{without}: no CTF parameters, unlike the other files; leave it out, or add them"
         )
     return Ctf(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Ctf)})
+
+
+def appended(first: ParticleSet, second: ParticleSet, host: Any) -> ParticleSet:
+    """Put the rows of `second` after those of `first`; `host` is their tables joined.
+
+    Quick, for a table that grows: stacks and labels of the two stay apart, even where they are equal. Poses, CTF and
+    predictions are kept where both have them.
+    """
+    rotations = [s.rotation for s in (first, second) if s.rotation is not None]
+    shifts = [s.shift_A for s in (first, second) if s.shift_A is not None]
+    predictions = [s.prediction for s in (first, second) if s.prediction is not None]
+    return ParticleSet(
+        source=first.source,
+        stacks=(*first.stacks, *second.stacks),
+        stack_index=np.concatenate([first.stack_index, second.stack_index + len(first.stacks)]),
+        slice_index=np.concatenate([first.slice_index, second.slice_index]),
+        pixel_size_A=np.concatenate([first.pixel_size_A, second.pixel_size_A]),
+        rotation=np.concatenate(rotations) if len(rotations) == 2 else None,
+        shift_A=np.concatenate(shifts) if len(shifts) == 2 else None,
+        ctf=None if first.ctf is None or second.ctf is None else _ctf([first, second]),
+        contrast_sign=np.concatenate([first.contrast_sign, second.contrast_sign]),
+        optics_group=_apart([first.optics_group, second.optics_group]),
+        half_set=np.concatenate([first.half_set, second.half_set]),
+        micrograph=_apart([first.micrograph, second.micrograph]),
+        origin=_apart([first.origin, second.origin]),
+        uid=np.concatenate([first.uid, second.uid]),
+        prediction=joined_predictions(predictions) if len(predictions) == 2 else None,
+        host=host,
+    )
+
+
+def joined_predictions(parts: Sequence[Prediction]) -> Prediction:
+    """One prediction of several; what one does not know, none does."""
+    values: dict[str, Any] = {}
+    for f in fields(Prediction):
+        found = [getattr(part, f.name) for part in parts]
+        values[f.name] = None if any(value is None for value in found) else np.concatenate(found)
+    return Prediction(**values)

@@ -23,7 +23,7 @@ from cryoforum_plugin.confidence.calibration import (
 from cryoforum_plugin.confidence.likeness import Likeness, Unlikeness, figures_of, unlikeness
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.confidence.raw import RawPrediction
-from cryoforum_plugin.errors import ImageStackError, ModelError, SettingsError
+from cryoforum_plugin.errors import ModelError, SettingsError, UnusableImagesError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import check_contrast
 from cryoforum_plugin.maps.given import SIMULATED_IMAGES
@@ -247,7 +247,9 @@ def _warn_of_unlike(particles: ParticleSet, unlike: Unlikeness) -> None:
 def _check_usable(prediction: Prediction, particles: ParticleSet) -> None:
     bad = int(np.isnan(prediction.confidence).sum())
     if bad == len(prediction):
-        raise ImageStackError(f"{particles.source}: every image is constant or holds NaN or infinite pixels")
+        raise UnusableImagesError(
+            f"{particles.source}: every image is constant or holds NaN or infinite pixels"
+        )
     if bad:
         LOG.warning("%d of %d images are constant or hold NaN or infinite pixels; their confidence is 0",
                     bad, len(prediction))  # fmt: skip
