@@ -27,3 +27,7 @@ class OutputError(CryoForumError):
 
 class SettingsError(CryoForumError):
     """A setting is unknown or out of range."""
+
+
+class ProcessError(CryoForumError):
+    """One of several processes that work together ended before its work was done."""
