@@ -13,7 +13,9 @@ from blobs import blob_positions, blob_volume
 from cryoforum_plugin.geometry import random_quaternions
 from cryoforum_plugin.images.projector import Projector
 from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
-from cryoforum_plugin.learning.loop import Trainer, make_fabric
+from cryoforum_plugin.launch import Devices
+from cryoforum_plugin.launch.devices import make_fabric
+from cryoforum_plugin.learning.loop import Trainer
 from cryoforum_plugin.learning.validation import ValidationData
 from cryoforum_plugin.network.model import build_network
 from cryoforum_plugin.settings import preset, with_values
@@ -42,7 +44,7 @@ def blob_trainer(
     data = TrainingData(images, known, None, np.full(len(known), PIXEL_A), "flip", projector)
     torch.manual_seed(settings.training.seed)
     return Trainer(
-        make_fabric("cpu", 1, 1, "32-true"),
+        make_fabric(Devices("cpu"), "32-true"),
         build_network(settings, SIZE),
         BatchMaker(data, settings.training, torch.Generator()),
         ValidationData(validation, held_out),

@@ -58,7 +58,7 @@ def make_fabric(devices: Devices, precision: Precision, place: Place | None = No
         num_nodes=devices.nodes,
         precision=precision,
         strategy=DDPStrategy(
-            process_group_backend=backend, timeout=LONGEST, broadcast_buffers=False, gradient_as_bucket_view=True
+            process_group_backend=backend, timeout=LONGEST, broadcast_buffers=False
         ),
         plugins=[LightningEnvironment()],
     )
