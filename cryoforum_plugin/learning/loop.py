@@ -91,8 +91,11 @@ class Trainer:
         self.steps_per_epoch = max(1, epoch_images(self.count, self.settings) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = frozen_parts(network, self.settings.freeze)
-        for part in self.frozen:  # before `setup`: several processes wait for the gradients that are left
-            part.requires_grad_(False)
+        # before `setup`: several processes wait for the same gradients to the end, so that parts that thaw have theirs
+        # from the beginning, which are dropped
+        self.thawing = self.settings.freeze_epochs is not None and fabric.world_size > 1
+        for part in self.frozen:
+            part.requires_grad_(self.thawing)
         if fabric.world_size > 1:
             share_batch_norm(network)
         optimiser = make_optimiser(network, self.settings, fabric.device)
@@ -167,10 +170,17 @@ class Trainer:
     def _set_training(self, epoch: int) -> None:
         """Training mode, with what is frozen in `epoch` kept as it is, its batch statistics too."""
         self.network.train()
-        frozen = self.settings.freeze_epochs is None or epoch <= self.settings.freeze_epochs
         for part in self.frozen:
-            part.requires_grad_(not frozen)
-            part.train(not frozen)
+            part.requires_grad_(self.thawing or not self._freezes(epoch))
+            part.train(not self._freezes(epoch))
+
+    def _freezes(self, epoch: int) -> bool:
+        return self.settings.freeze_epochs is None or epoch <= self.settings.freeze_epochs
+
+    def _drop_frozen_gradients(self) -> None:
+        for part in self.frozen:
+            for parameter in part.parameters():
+                parameter.grad = None
 
     def _rows(self) -> list[Rows]:
         """Training rows of the steps of one epoch, brought to the device at once."""
@@ -241,6 +251,8 @@ class Trainer:
             loss, orientation = self._loss(self.batches.make(rows), done)
             self.optimiser.zero_grad()
             self.fabric.backward(loss)
+            if self.thawing and self._freezes(epoch):
+                self._drop_frozen_gradients()
             norm = self.fabric.clip_gradients(
                 self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
             )
