@@ -11,13 +11,17 @@ from pathlib import Path
 
 from cryoforum_plugin.errors import OutputError
 
-_tell: Callable[[Path], None] = lambda path: None
+_listeners: list[Callable[[Path], None]] = []
 
 
 def announce(listener: Callable[[Path], None]) -> None:
     """Have `listener` called with every temporary file and folder of this process, which a SIGKILL would leave behind."""
-    global _tell
-    _tell = listener
+    _listeners.append(listener)
+
+
+def _tell(temporary: Path) -> None:
+    for listener in _listeners:
+        listener(temporary)
 
 
 def check_output(path: Path, overwrite: bool) -> None:

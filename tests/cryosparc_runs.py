@@ -14,9 +14,9 @@ from blobs import blob_positions, blob_volume
 from chain import TINY
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.learning import loop
 from cryoforum_plugin.launch import Devices
 from cryoforum_plugin.launch.devices import make_fabric
+from cryoforum_plugin.learning import loop
 from cryoforum_plugin.settings import Settings, assemble, parse_assignments
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator

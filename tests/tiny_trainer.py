@@ -12,9 +12,9 @@ from blobs import blob_positions, blob_volume
 
 from cryoforum_plugin.geometry import random_quaternions
 from cryoforum_plugin.images.projector import Projector
-from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
 from cryoforum_plugin.launch import Devices
 from cryoforum_plugin.launch.devices import make_fabric
+from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
 from cryoforum_plugin.learning.loop import Trainer
 from cryoforum_plugin.learning.validation import ValidationData
 from cryoforum_plugin.network.model import build_network

@@ -61,7 +61,11 @@ def devices_options(command: Command) -> Command:
         help="Devices of each machine that share the work, a process each.",
     )
     num_nodes = click.option(
-        "--num-nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines that share the work."
+        "--num-nodes",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Machines that share the work.",
     )
     return devices(num_nodes(command))
 

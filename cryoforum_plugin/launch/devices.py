@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 
 from cryoforum_plugin.errors import ProcessError, SettingsError
@@ -26,7 +26,7 @@ def check_devices(devices: Devices) -> torch.device:
     """Device of the first process. Raises SettingsError where not all of `devices` are there."""
     device = choose_device(devices.name)
     if device.type == "cuda" and devices.count > 1:
-        if device.index is not None:
+        if devices.name.startswith("cuda:"):
             raise SettingsError(
                 f"--device {devices.name} is one device; for {devices.count} devices give --device cuda"
             )
@@ -48,7 +48,7 @@ def make_fabric(devices: Devices, precision: Precision, place: Place | None = No
     place = place or Place()
     device = check_devices(devices)
     if place.world == 1:
-        one: Any = 1 if device.index is None else [device.index]
+        one: Any = [device.index] if devices.name.startswith("cuda:") else 1
         return Fabric(accelerator=device.type, devices=one, precision=precision)
     backend = "nccl" if device.type == "cuda" else "gloo"
     _meet(place, backend)
@@ -57,9 +57,7 @@ def make_fabric(devices: Devices, precision: Precision, place: Place | None = No
         devices=devices.count,
         num_nodes=devices.nodes,
         precision=precision,
-        strategy=DDPStrategy(
-            process_group_backend=backend, timeout=LONGEST, broadcast_buffers=False
-        ),
+        strategy=DDPStrategy(process_group_backend=backend, timeout=LONGEST, broadcast_buffers=False),
         plugins=[LightningEnvironment()],
     )
     fabric.launch()
@@ -70,7 +68,9 @@ def _meet(place: Place, backend: str) -> None:
     """Wait for the other processes, not for ever; Fabric alone has one time limit for this and everything later."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = distributed.TCPStore(host, port, place.world, place.rank == 0, timeout=MEETING)
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
+            host, port, place.world, place.rank == 0, timeout=MEETING
+        )
     except RuntimeError as error:
         raise ProcessError(
             f"{place} did not meet the others at {host}:{port} within {MEETING.seconds // 60} minutes ({error}); check "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryoforum_plugin.errors import SettingsError
 
@@ -32,9 +32,10 @@ class Place:
     world: int = 1
     local_rank: int = 0
     node: int = 0
+    host: str = field(default_factory=socket.gethostname)
 
     def __str__(self) -> str:
-        return f"process {self.rank + 1} of {self.world} on {socket.gethostname()}"
+        return f"process {self.rank + 1} of {self.world} on {self.host}"
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,17 @@ def arrange(devices: Devices, environment: Mapping[str, str] = os.environ) -> Me
     return Meeting(places, *_meeting_point(devices, by_slurm, environment))
 
 
+def free_port(address: str = "") -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return int(free.getsockname()[1])
+
+
 def _meeting_point(devices: Devices, by_slurm: bool, environment: Mapping[str, str]) -> tuple[str, int]:
     """Address and port that all processes know without asking one another."""
     if by_slurm:
-        from lightning_fabric.plugins.environments import SLURMEnvironment
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
         first = SLURMEnvironment.resolve_root_node_address(nodes)
@@ -85,13 +93,11 @@ def _meeting_point(devices: Devices, by_slurm: bool, environment: Mapping[str, s
             environment.get("MASTER_PORT", 15_000 + step % 15_000)
         )
     if devices.nodes == 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return "127.0.0.1", int(free.getsockname()[1])
+        return "127.0.0.1", free_port("127.0.0.1")
     missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
     if missing:
         raise SettingsError(
-            f"--num-nodes {devices.nodes}: the same command has to run on every machine; start it with srun, or set "
+            f"--num-nodes {devices.nodes}: the same command has to run on every machine; run it in a SLURM job, or set "
             f"{' and '.join(missing)} on each"
         )
     return environment["MASTER_ADDR"], int(environment["MASTER_PORT"])

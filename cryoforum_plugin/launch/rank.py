@@ -1,7 +1,8 @@
 """One process of several: `python -m cryoforum_plugin.launch.rank FD FD`, which `launch.run` starts and watches.
 
 It hears what to do through a socket, the first FD, and tells through it: log, progress, temporary files, the outcome.
-What libraries print goes nowhere; the second FD is the parent's stderr, for when there is no parent any more.
+What libraries print goes nowhere; the second FD is the parent's stderr, for when there is no parent any more. A process
+that `srun` started has HOST:PORT of the parent instead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 
 from cryoforum_plugin import atomic, progress
 from cryoforum_plugin.errors import CryoForumError
+from cryoforum_plugin.launch.by_srun import call_back
 
 LOG = logging.getLogger("cryoforum")
 STOP_S = 4.0  # between asking this process to stop, when its parent is gone, and ending it
@@ -36,8 +38,9 @@ class _Parent:
     One process of a machine has last words; it also removes the temporary folder of all.
     """
 
-    def __init__(self, connection: Connection, stderr: int) -> None:
-        self.connection, self.stderr, self.lock = connection, stderr, threading.Lock()
+    def __init__(self, address: str, stderr: str = "2") -> None:
+        self.connection = Connection(int(address)) if address.isdecimal() else call_back(address)
+        self.stderr, self.lock = int(stderr), threading.Lock()
         self.last_words, self.gone = "", False
 
     def tell(self, kind: str, *values: Any) -> None:
@@ -107,8 +110,9 @@ def main() -> None:
     """Do what the parent says, and tell it how that ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     signal.signal(signal.SIGTERM, _stop)
-    parent = _Parent(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    parent = _Parent(*sys.argv[1:])
     place, level, parent.last_words, function, arguments = parent.connection.recv()
+    os.environ |= {"LOCAL_RANK": str(place.local_rank), "NODE_RANK": str(place.node)}  # for Fabric
     threading.Thread(target=parent.outlive, daemon=True).start()
     first = place.rank == 0  # speaks for all
     LOG.setLevel(level)

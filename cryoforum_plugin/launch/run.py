@@ -27,7 +27,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cryoforum_plugin.errors import ProcessError
-from cryoforum_plugin.launch.place import Devices, Meeting, Place, arrange
+from cryoforum_plugin.launch.by_srun import last_line, srun_here, start_by_srun
+from cryoforum_plugin.launch.place import Devices, Meeting, Place, arrange, free_port
 from cryoforum_plugin.launch.rank import resolve
 from cryoforum_plugin.progress import Advance, progress
 
@@ -42,25 +43,27 @@ def run_in_processes(
 ) -> Any:
     """Call `function`, "package.module:name", as `function(place, **arguments)` in a process for each device.
 
-    Returns what the first process returned; None on the other machines. With one device the call is made here. The
-    processes can meet through `network.device.make_fabric`. arguments : can be pickled. again : what to do after a
-    loss, for the message.
+    Returns what the first process returned; None on the other machines, where the command was started on each. With one
+    device the call is made here. The processes can meet through `launch.devices.make_fabric`. arguments : can be
+    pickled. again : what to do after a loss, for the message.
 
     Raises SettingsError where processes and devices do not fit, what a process raised (once, whichever was
     first), or ProcessError where one was killed. All have ended by then, within seconds, and their temporary files
     are removed.
     """
-    meeting = arrange(devices)
+    everywhere = srun_here(devices)
+    meeting = Meeting((), socket.gethostname(), free_port()) if everywhere else arrange(devices)
     if devices.world == 1:
         return resolve(function)(Place(), **arguments)
-    request = (function, pickle.dumps(dict(arguments)))
     with ExitStack() as stack:
         stack.enter_context(_stopping_on_sigterm())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cryoforum-")))
-        watch = _Watch(again)
+        watch = _Watch((function, pickle.dumps(dict(arguments))), folder, again)
         stack.callback(watch.end)
+        if everywhere:
+            watch.start_everywhere(devices, meeting)
         for place in meeting.places:
-            watch.start(place, meeting, request, folder)
+            watch.start(place, meeting)
         return watch.until_done()
 
 
@@ -83,34 +86,44 @@ class _Process:
 
 
 class _Watch:
-    """The processes of this machine."""
+    """The processes that were started from here, and what they are to do."""
 
-    def __init__(self, again: str) -> None:
-        self.again = again
+    def __init__(self, request: tuple[str, bytes], folder: Path, again: str) -> None:
+        self.request, self.folder, self.again = request, folder, again
         self.processes: list[_Process] = []
         self.shown = ExitStack()
         self.advance: Advance | None = None
         self.result: Any = None
 
-    def start(self, place: Place, meeting: Meeting, request: tuple[str, bytes], folder: Path) -> None:
-        """Start a process and tell it what to do."""
+    def start(self, place: Place, meeting: Meeting) -> None:
+        """Start a process on this machine."""
         ours, theirs = Pipe()
-        stderr = folder / f"stderr-{place.rank}"
-        first = not self.processes
-        words = f"the program that started this run was killed on {socket.gethostname()}; {self.again}"
+        stderr = self.folder / f"stderr-{place.rank}"
         with theirs, open(stderr, "wb") as file, open(os.dup(2), "wb") as shown:
             passed = (theirs.fileno(), shown.fileno())
             popen = subprocess.Popen(
                 [sys.executable, "-m", "cryoforum_plugin.launch.rank", *map(str, passed)],
-                env=_environment(place, meeting, folder),
+                env=_environment(meeting, len(meeting.places)) | {"TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 pass_fds=passed,
             )
-        self.processes.append(_Process(place, popen, ours, stderr))
+        words = f"the program that started this run was killed on {place.host}; {self.again}"
+        self._tell(_Process(place, popen, ours, stderr), "" if self.processes else words)
+
+    def start_everywhere(self, devices: Devices, meeting: Meeting) -> None:
+        """Start all processes, on the machines of this SLURM job."""
+        stderr = self.folder / "stderr"
+        popen, called = start_by_srun(devices, _environment(meeting, devices.count), stderr)
+        for place, connection in called:
+            self._tell(_Process(place, popen, connection, stderr), "")
+
+    def _tell(self, process: _Process, last_words: str) -> None:
+        """Say what to do."""
+        self.processes.append(process)
         with suppress(OSError):  # it ended at once, which is noticed later
-            ours.send((place, LOG.getEffectiveLevel(), words if first else "", *request))
+            process.connection.send((process.place, LOG.getEffectiveLevel(), last_words, *self.request))
 
     def until_done(self) -> Any:
         """Listen until all are done, and return the result; or raise what ended one."""
@@ -145,7 +158,9 @@ class _Watch:
         elif kind == "failed":
             process.failure = (1, values[0])
         elif kind == "lost":
-            text = f"{process.place} lost its connection to the others, whose own messages say why; {self.again}"
+            text = (
+                f"{process.place} lost its connection to the others, whose own messages say why; {self.again}"
+            )
             lost = ProcessError(text)
             lost.__cause__ = values[0]
             process.failure = (2, lost)
@@ -166,7 +181,7 @@ class _Watch:
         """The error for a process that ended without a word."""
         try:
             code = process.popen.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:  # srun, which waits for the others
             code = 1
         if code == -signal.SIGKILL:
             text = (
@@ -177,9 +192,8 @@ class _Watch:
             text = f"was ended by {signal.Signals(-code).name}"
         else:
             text = f"ended with code {code}"
-        lines = process.stderr.read_text(errors="replace").split("\n")
-        words = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        said = f" (its last words: {words[:200]})" if words and code != -signal.SIGKILL else ""
+        words = last_line(process.stderr)
+        said = f" (its last words: {words})" if words and code != -signal.SIGKILL else ""
         return 0, ProcessError(f"{process.place} {text}{said}; {self.again}")
 
     def end(self) -> None:
@@ -212,19 +226,16 @@ class _Watch:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _environment(place: Place, meeting: Meeting, folder: Path) -> dict[str, str]:
-    """Environment of a process: where all meet, its part of the threads, and modules as they are found here."""
+def _environment(meeting: Meeting, sharing: int) -> dict[str, str]:
+    """Environment of a process: where all meet, its part of the threads that so many share, and modules as they are found here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(os.environ.get("OMP_NUM_THREADS", cores)) // len(meeting.places)
+    threads = int(os.environ.get("OMP_NUM_THREADS", cores)) // sharing
     environment = {
         **os.environ,
-        "LOCAL_RANK": str(place.local_rank),
-        "NODE_RANK": str(place.node),
         "MASTER_ADDR": meeting.address,
         "MASTER_PORT": str(meeting.port),
         "OMP_NUM_THREADS": str(max(1, threads)),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "TMPDIR": str(folder),
     }
     if meeting.address == "127.0.0.1" and sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names do not always resolve

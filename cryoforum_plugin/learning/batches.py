@@ -111,9 +111,7 @@ class TrainingData:
         """What multiplies the transform of the particle in the images of `rows`, on the training device."""
         if self.ctf is None:
             return 1.0
-        return remaining_transfer(
-            ctf_of_phases(self._phases[rows], self.images.shape[-1]), self.ctf_mode
-        )
+        return remaining_transfer(ctf_of_phases(self._phases[rows], self.images.shape[-1]), self.ctf_mode)
 
     def rows(self, rows: Tensor) -> Rows:
         """`rows` as `load` takes them."""

@@ -12,13 +12,13 @@ class _Gather(torch.autograd.Function):
     """Tensors `(n)` of all processes, `(world, n)`; on CPUs (gloo) and GPUs (NCCL), with gradients to each."""
 
     @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(context: Any, values: Tensor) -> Tensor:
         everyone = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
         distributed.all_gather(everyone, values.contiguous())
         return torch.stack(everyone)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)  # others may hold the same one
         distributed.all_reduce(gradient)
         return gradient[distributed.get_rank()]

@@ -49,9 +49,7 @@ def train_on(
     return calibration
 
 
-def train_here(
-    place: Place, *, devices: Devices, precision: Precision, **arguments: Any
-) -> dict[str, Any]:
+def train_here(place: Place, *, devices: Devices, precision: Precision, **arguments: Any) -> dict[str, Any]:
     """Train in the process at `place`, with the others."""
     fabric = make_fabric(devices, precision, place)
     return train(fabric=fabric, precision=precision, **arguments)

@@ -8,7 +8,13 @@ from typing import Any
 import rich_click as click
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.cli.common import ErrorGroup, contrast_options, device_option, precision_option
+from cryoforum_plugin.cli.common import (
+    ErrorGroup,
+    contrast_options,
+    device_option,
+    devices_options,
+    precision_option,
+)
 from cryoforum_plugin.cli.options import (
     NO_CRITERION,
     check_selection,
@@ -47,6 +53,7 @@ _source = options(
 )
 _training = options(
     training_options,
+    devices_options,
     contrast_options,
     click.option("--overwrite", is_flag=True, help="Train anew where a model is there already."),
 )
@@ -152,6 +159,8 @@ def _run(values: dict[str, Any], train: bool = False, predict: bool = True, agai
             "train": training_settings(_with_our_symmetry(values)),
             "init_from": values["init_from"],
             "overwrite": values["overwrite"],
+            "devices": values["devices"],
+            "num_nodes": values["num_nodes"],
         }
         if values.get("train_job"):
             request["train_on"] = (values["train_job"], values["train_output"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.host_job.steps import predict_table, prediction_identity, train_model
+from cryoforum_plugin.launch import Devices
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
@@ -23,10 +24,17 @@ LOG = logging.getLogger("cryoforum")
 def train_step(work: Workspace, path: Path) -> Path:
     """Train on the particles in `path`, or go on with it; return the model directory."""
     directory = work.path("model")
-    train_model(work, directory, path, lambda: read_here(path), training_settings(work.job), work.job.device)
+    train_model(
+        work, directory, path, lambda: read_here(path), training_settings(work.job), devices_of(work.job)
+    )
     write_report(directory, directory / "report.html")
     work.made.append("model/reference.mrc")
     return directory
+
+
+def devices_of(job: Job) -> Devices:
+    """Devices that share a training."""
+    return Devices(job.device, job.devices, job.num_nodes)
 
 
 def training_settings(job: Job) -> Settings:

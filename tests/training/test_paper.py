@@ -18,9 +18,9 @@ from cryoforum_plugin.geometry import (
     reduce_to_asymmetric_unit,
     symmetry_group,
 )
-from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
 from cryoforum_plugin.launch import Devices
 from cryoforum_plugin.launch.devices import make_fabric
+from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
 from cryoforum_plugin.learning.loop import Trainer
 from cryoforum_plugin.learning.optimiser import make_optimiser
 from cryoforum_plugin.learning.validation import Labels, ValidationData
