@@ -9,6 +9,7 @@ import numpy as np
 import roma
 import torch
 from blobs import blob_positions, blob_volume
+from lightning_fabric import Fabric
 
 from cryoforum_plugin.geometry import random_quaternions
 from cryoforum_plugin.images.projector import Projector
@@ -28,7 +29,12 @@ SMALL = {
 
 
 def blob_trainer(
-    folder: Path, rotation: torch.Tensor, epochs: int, labels: torch.Tensor | None = None, **values: Any
+    folder: Path,
+    rotation: torch.Tensor,
+    epochs: int,
+    labels: torch.Tensor | None = None,
+    fabric: Fabric | None = None,
+    **values: Any,
 ) -> Trainer:
     """Trainer on noiseless images without a CTF at poses `(n, 4)`, whose labels may be others.
 
@@ -44,7 +50,7 @@ def blob_trainer(
     data = TrainingData(images, known, None, np.full(len(known), PIXEL_A), "flip", projector)
     torch.manual_seed(settings.training.seed)
     return Trainer(
-        make_fabric(Devices("cpu"), "32-true"),
+        fabric or make_fabric(Devices("cpu"), "32-true"),
         build_network(settings, SIZE),
         BatchMaker(data, settings.training, torch.Generator()),
         ValidationData(validation, held_out),

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cryoforum_plugin.errors import ProcessError
 from cryoforum_plugin.launch.place import Devices, Place
+from cryoforum_plugin.launch.talk import hear, tell
 
 START_S = 600.0  # until all must have called
 KEY = "CRYOFORUM_LAUNCH_KEY"
@@ -83,7 +84,7 @@ def start_by_srun(
                 )
             with suppress(queue.Empty):
                 connection = calls.get(timeout=0.2)
-                node, local, host = connection.recv()
+                node, local, host = hear(connection)
                 place = Place(node * devices.count + local, devices.world, local, node, host)
                 called[place.rank] = (place, connection)
     except BaseException:
@@ -96,7 +97,7 @@ def call_back(address: str) -> Connection:
     """In a process that `srun` started: call the one that wants it."""
     host, _, port = address.rpartition(":")
     connection = Client((host, int(port)), authkey=bytes.fromhex(os.environ.pop(KEY)))
-    connection.send((int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"]), socket.gethostname()))
+    tell(connection, int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"]), socket.gethostname())
     return connection
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from datetime import timedelta
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from cryoforum_plugin.errors import ProcessError, SettingsError
 from cryoforum_plugin.launch.place import Devices, Place
@@ -20,6 +22,11 @@ from cryoforum_plugin.network.device import Precision, choose_device
 MEETING = timedelta(minutes=10)  # until all processes must have started, on a slow file system
 # between two meetings: the others wait while the first calibrates. Lost processes are noticed otherwise (launch.run)
 LONGEST = timedelta(days=2)
+# the processes compute the same batch statistics; sending them in evaluation too would need as many steps in each
+_NEW_NAME = "forward_sync_buffers"  # from torch 2.13 on
+_UNSENT_BUFFERS: dict[str, Any] = {
+    _NEW_NAME if _NEW_NAME in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 
 
 def check_devices(devices: Devices) -> torch.device:
@@ -57,7 +64,7 @@ def make_fabric(devices: Devices, precision: Precision, place: Place | None = No
         devices=devices.count,
         num_nodes=devices.nodes,
         precision=precision,
-        strategy=DDPStrategy(process_group_backend=backend, timeout=LONGEST, broadcast_buffers=False),
+        strategy=DDPStrategy(process_group_backend=backend, timeout=LONGEST, **_UNSENT_BUFFERS),
         plugins=[LightningEnvironment()],
     )
     fabric.launch()

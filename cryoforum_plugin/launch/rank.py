@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from cryoforum_plugin import atomic, progress
 from cryoforum_plugin.errors import CryoForumError
 from cryoforum_plugin.launch.by_srun import call_back
+from cryoforum_plugin.launch.talk import hear, tell
 
 LOG = logging.getLogger("cryoforum")
 STOP_S = 4.0  # between asking this process to stop, when its parent is gone, and ending it
@@ -46,12 +47,12 @@ class _Parent:
     def tell(self, kind: str, *values: Any) -> None:
         """Send what happened; nobody may be left to hear it."""
         with self.lock, suppress(OSError):
-            self.connection.send((kind, *values))
+            tell(self.connection, kind, *values)
 
     def outlive(self) -> None:
         """Wait for the parent's end; then stop so that temporary files are removed, or, where nothing answers, just end."""
         with suppress(EOFError, OSError):
-            self.connection.recv()
+            hear(self.connection)
         self.gone = True
         if self.last_words:
             with suppress(OSError):
@@ -111,7 +112,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     signal.signal(signal.SIGTERM, _stop)
     parent = _Parent(*sys.argv[1:])
-    place, level, parent.last_words, function, arguments = parent.connection.recv()
+    place, level, parent.last_words, function, arguments = hear(parent.connection)
     os.environ |= {"LOCAL_RANK": str(place.local_rank), "NODE_RANK": str(place.node)}  # for Fabric
     threading.Thread(target=parent.outlive, daemon=True).start()
     first = place.rank == 0  # speaks for all

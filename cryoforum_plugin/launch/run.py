@@ -30,6 +30,7 @@ from cryoforum_plugin.errors import ProcessError
 from cryoforum_plugin.launch.by_srun import last_line, srun_here, start_by_srun
 from cryoforum_plugin.launch.place import Devices, Meeting, Place, arrange, free_port
 from cryoforum_plugin.launch.rank import resolve
+from cryoforum_plugin.launch.talk import hear, tell
 from cryoforum_plugin.progress import Advance, progress
 
 LOG = logging.getLogger("cryoforum")
@@ -123,7 +124,7 @@ class _Watch:
         """Say what to do."""
         self.processes.append(process)
         with suppress(OSError):  # it ended at once, which is noticed later
-            process.connection.send((process.place, LOG.getEffectiveLevel(), last_words, *self.request))
+            tell(process.connection, process.place, LOG.getEffectiveLevel(), last_words, *self.request)
 
     def until_done(self) -> Any:
         """Listen until all are done, and return the result; or raise what ended one."""
@@ -145,7 +146,7 @@ class _Watch:
 
     def _hear(self, process: _Process) -> None:
         try:
-            kind, *values = process.connection.recv()
+            kind, *values = hear(process.connection)
         except (EOFError, OSError):
             process.failure = self._loss(process)
             return
@@ -218,7 +219,7 @@ class _Watch:
         """Remove temporary files of a process that has ended, of which it may have told last."""
         with suppress(EOFError, OSError):
             while process.connection.poll():
-                kind, *values = process.connection.recv()
+                kind, *values = hear(process.connection)
                 if kind == "temporary":
                     process.temporary.add(values[0])
         process.connection.close()

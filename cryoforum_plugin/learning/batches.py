@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -186,14 +187,19 @@ class BatchMaker:
         simulated = simulated_images(count, self.settings) if projector is not None else 0
         parts = []
         if simulated < count:
-            share = self.share.of(0)
-            draws = _Draws(count - simulated, share, self.on_device)
-            parts.append(self._particles(rows[simulated:][share], draws))
+            parts += self._shared(rows[simulated:], 0, self._particles)
         if projector is not None and simulated > 0:
-            share = self.share.of(count - simulated)
-            draws = _Draws(simulated, share, self.on_device)
-            parts.append(self._simulated(rows[:simulated][share], draws, projector))
+            show = partial(self._simulated, projector=projector)
+            parts += self._shared(rows[:simulated], count - simulated, show)
         return parts[0] if len(parts) == 1 else Batch(*map(torch.cat, zip(*parts, strict=True)))
+
+    def _shared(self, rows: Rows, first: int, make: Callable[[Rows, _Draws], Batch]) -> list[Batch]:
+        """This process's share of the images of `rows`, which are the batch's from `first` on; [] for none."""
+        share = self.share.of(first)
+        none = share.start >= len(rows)  # make one, as the others draw too, and throw it away
+        share = slice(1) if none else share
+        made = make(rows[share], _Draws(len(rows), share, self.on_device))
+        return [] if none else [made]
 
     def _shift_px(self, draws: _Draws) -> Tensor:
         reach = self.settings.max_shift * self.data.images.shape[-1]

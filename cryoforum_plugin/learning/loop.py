@@ -231,9 +231,6 @@ class Trainer:
         if self.loss.shift:
             shift = shift_negative_log_likelihood(output.shift, output.shift_log_variance, batch.shift)
             loss = loss + self.loss.shift * shift.mean()
-        if self.fabric.world_size > 1:  # they wait for a gradient of every weight
-            parts = (output.shift, output.shift_log_variance, output.log_weight)
-            loss = loss + 0 * sum(part.sum() for part in parts if part is not None)
         return loss, orientation
 
     def _distance_loss(self, bingham: Tensor, known: Tensor) -> Tensor:
