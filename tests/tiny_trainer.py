@@ -34,9 +34,10 @@ def blob_trainer(
     epochs: int,
     labels: torch.Tensor | None = None,
     fabric: Fabric | None = None,
+    noise: float = 0.0,
     **values: Any,
 ) -> Trainer:
-    """Trainer on noiseless images without a CTF at poses `(n, 4)`, whose labels may be others.
+    """Trainer on images with white noise of s.d. `noise`, without a CTF at poses `(n, 4)`, whose labels may be others.
 
     values : section__key = value, beside those of SMALL. A tenth of as many images, with right poses, are held out.
     """
@@ -46,6 +47,8 @@ def blob_trainer(
     projector = Projector(blob_volume(blob_positions(8, 6.0), SIZE), PIXEL_A)
     held_out = random_quaternions(max(20, len(rotation) // 10), torch.Generator().manual_seed(9))
     images, validation = (projector.project(roma.unitquat_to_rotmat(q)).half() for q in (rotation, held_out))
+    if noise:
+        images = images + (noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(8))).half()
     known = (rotation if labels is None else labels).float()
     data = TrainingData(images, known, None, np.full(len(known), PIXEL_A), "flip", projector)
     torch.manual_seed(settings.training.seed)
