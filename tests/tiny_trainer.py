@@ -48,7 +48,9 @@ def blob_trainer(
     held_out = random_quaternions(max(20, len(rotation) // 10), torch.Generator().manual_seed(9))
     images, validation = (projector.project(roma.unitquat_to_rotmat(q)).half() for q in (rotation, held_out))
     if noise:
-        images = images + (noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(8))).half()
+        images = (
+            images + (noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(8))).half()
+        )
     known = (rotation if labels is None else labels).float()
     data = TrainingData(images, known, None, np.full(len(known), PIXEL_A), "flip", projector)
     torch.manual_seed(settings.training.seed)

@@ -90,6 +90,8 @@ def start_by_srun(
     except BaseException:
         popen.terminate()
         raise
+    finally:
+        listener.close()
     return popen, [called[rank] for rank in sorted(called)]
 
 

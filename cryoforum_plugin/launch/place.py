@@ -55,13 +55,13 @@ def arrange(devices: Devices, environment: Mapping[str, str] = os.environ) -> Me
     variables: it starts everything by itself.
     """
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks not in (devices.world, devices.nodes):
+    by_slurm = tasks > 1
+    if by_slurm and tasks not in (devices.world, devices.nodes):
         raise SettingsError(
             f"srun started {tasks} processes of this command, but --devices {devices.count} --num-nodes {devices.nodes} "
             f"makes {devices.world}; start one for each device (--ntasks-per-node={devices.count}) or one for each node "
             "(--ntasks-per-node=1)"
         )
-    by_slurm = tasks > 1
     node = int(environment.get("SLURM_NODEID" if by_slurm else "NODE_RANK", 0)) if devices.nodes > 1 else 0
     one_each = by_slurm and tasks == devices.world
     local = [int(environment["SLURM_LOCALID"])] if one_each else list(range(devices.count))
