@@ -35,7 +35,7 @@ PHASES = {  # what is timed, by where the job looks it up
     f"{WORK}.data_root": "look for the stacks",
     f"{WORK}.formats.read_particles": "read",
     f"{WORK}.prediction_identity": "checksums",
-    f"{HOST_STEPS}.predict_particles": "the network's stand-in",
+    f"{HOST_STEPS}.predict_on": "the network's stand-in",
     f"{HOST_STEPS}.write_particles": "write predicted.cs and the posterior",
     f"{WORK}.select": "select",
     f"{WORK}.outputs.save": "output",
@@ -121,7 +121,7 @@ def run_job(url: str, email: str | None, folder: Path) -> dict[str, Any]:
     request = Request(Source("P1", "W1", "J2", url=url, email=email), model, device="cpu", criteria=criteria)
     stopwatch, imports_GB = Stopwatch(), peak_memory_GB()
     with ExitStack() as patches:
-        patches.enter_context(patch(f"{HOST_STEPS}.predict_particles", random_prediction))
+        patches.enter_context(patch(f"{HOST_STEPS}.predict_on", random_prediction))
         patches.enter_context(patch(f"{WORK}.load_model"))
         for name, label in PHASES.items():
             owner, attribute = resolve_name(name.rpartition(".")[0]), name.rpartition(".")[2]

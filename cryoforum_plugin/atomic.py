@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cryoforum_plugin.errors import OutputError
+
+_listeners: list[Callable[[Path], None]] = []
+
+
+def announce(listener: Callable[[Path], None]) -> None:
+    """Have `listener` called with every temporary file and folder of this process, which a SIGKILL would leave behind."""
+    _listeners.append(listener)
+
+
+def _tell(temporary: Path) -> None:
+    for listener in _listeners:
+        listener(temporary)
 
 
 def check_output(path: Path, overwrite: bool) -> None:
@@ -63,6 +75,7 @@ def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     temporary = Path(name)
+    _tell(temporary)
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -90,6 +103,7 @@ def atomic_directory(path: Path, owned: Collection[str], overwrite: bool = False
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    _tell(temporary)
     try:
         yield temporary
         temporary.chmod(0o755)

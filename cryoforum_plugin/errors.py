@@ -35,3 +35,7 @@ class SettingsError(CryoForumError):
 
 class DeviceError(CryoForumError):
     """A processor or GPU that is not there, too small, or lost on the way."""
+
+
+class ProcessError(CryoForumError):
+    """One of several processes that work together ended before its work was done."""

@@ -12,6 +12,7 @@ from typing import Protocol, TextIO
 Advance = Callable[[int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_RENEWALS = 2.0
+SECONDS_BETWEEN_MESSAGES = 0.2  # to the process that shows the progress of this one
 
 
 class ProgressLog(Protocol):
@@ -57,13 +58,24 @@ def show_progress_in(log: ProgressLog | None) -> None:
     _live_log = log
 
 
+_pass: Callable[..., None] | None = None
+
+
+def pass_on(tell: Callable[..., None]) -> None:
+    """Send all progress of this process elsewhere: ("begin", title, total), ("advance", steps, note), ("end",)."""
+    global _pass
+    _pass = tell
+
+
 @contextmanager
 def progress(title: str, total: int, quiet: bool = False) -> Iterator[Advance]:
     """Yield `advance(steps, note)`; `total` steps in all. Silent when `quiet`."""
     if quiet:
         yield _silent
         return
-    if _live_log is not None:
+    if _pass is not None:
+        shown = _passed_on(title, total, _pass)
+    elif _live_log is not None:
         shown = _texts(title, total, SECONDS_BETWEEN_RENEWALS, _live_log.renew, _live_log.line)
     elif sys.stderr.isatty():
         shown = _bar(title, total)
@@ -79,6 +91,23 @@ def _silent(steps: int, note: str) -> None:
 
 def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _passed_on(title: str, total: int, tell: Callable[..., None]) -> Iterator[Advance]:
+    held, note_held, last = 0, "", time.monotonic()
+
+    def advance(steps: int, note: str = "") -> None:
+        nonlocal held, note_held, last
+        held, note_held = held + steps, note or note_held
+        if time.monotonic() - last >= SECONDS_BETWEEN_MESSAGES:
+            tell("advance", held, note_held)
+            held, note_held, last = 0, "", time.monotonic()
+
+    tell("begin", title, total)
+    yield advance
+    tell("advance", held, note_held)
+    tell("end")
 
 
 @contextmanager

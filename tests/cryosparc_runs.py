@@ -14,8 +14,9 @@ from blobs import blob_positions, blob_volume
 from chain import TINY
 
 from cryoforum_plugin import formats
+from cryoforum_plugin.launch import Devices
+from cryoforum_plugin.launch.devices import make_fabric
 from cryoforum_plugin.learning import loop
-from cryoforum_plugin.learning.loop import make_fabric
 from cryoforum_plugin.settings import Settings, assemble, parse_assignments
 from cryoforum_plugin.simulation.draw import SimulationSettings, draw_particles
 from cryoforum_plugin.simulation.simulate import Simulator
@@ -46,7 +47,7 @@ def quick_training() -> Iterator[None]:
 def train_tiny_model(folder: Path) -> Path:
     """Return the folder of a model that was trained on simulated particles in `folder`."""
     table = simulate_particles(folder)
-    particles, fabric = formats.read_particles(table, folder), make_fabric("cpu", 1, 1, "32-true")
+    particles, fabric = formats.read_particles(table, folder), make_fabric(Devices("cpu"), "32-true")
     train(particles, [table], folder / "model", tiny_settings(), fabric, "32-true", quiet=True)
     return folder / "model"
 

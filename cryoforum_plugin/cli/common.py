@@ -51,6 +51,25 @@ json_option = click.option(
 )
 
 
+def devices_options(command: Command) -> Command:
+    """Add --devices and --num-nodes."""
+    devices = click.option(
+        "--devices",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Devices of each machine that share the work, a process each.",
+    )
+    num_nodes = click.option(
+        "--num-nodes",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Machines that share the work.",
+    )
+    return devices(num_nodes(command))
+
+
 def contrast_options(command: Command) -> Command:
     """Add --invert-contrast and --ignore-contrast, which set `contrast` (None when neither is given)."""
     invert = click.option(

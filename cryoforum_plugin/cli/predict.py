@@ -14,6 +14,7 @@ from cryoforum_plugin.cli.common import (
     contrast_options,
     data_root_option,
     device_option,
+    devices_options,
     json_option,
     overwrite_option,
     precision_option,
@@ -31,6 +32,7 @@ from cryoforum_plugin.cli.options import prediction_choices, prediction_options
 @contrast_options
 @data_root_option
 @device_option
+@devices_options
 @precision_option
 @json_option
 @overwrite_option
@@ -42,31 +44,38 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     """
     from cryoforum_plugin import formats
     from cryoforum_plugin.atomic import check_file
-    from cryoforum_plugin.network.device import choose_device, choose_precision
+    from cryoforum_plugin.launch import Devices
+    from cryoforum_plugin.launch.devices import check_devices
+    from cryoforum_plugin.network.device import choose_precision
     from cryoforum_plugin.network.model import load_model
     from cryoforum_plugin.prediction.figures import figures_of
     from cryoforum_plugin.prediction.journal import journal_of, remove_journal
     from cryoforum_plugin.prediction.members import ready
-    from cryoforum_plugin.prediction.run import predict_particles, prediction_identity
+    from cryoforum_plugin.prediction.on_devices import predict_on
+    from cryoforum_plugin.prediction.run import prediction_identity
 
     choices = prediction_choices(options)
     for path in (*formats.files_of(output), options["json_file"]):
         if path is not None:
             check_file(path, options["overwrite"])
     formats.adapter_for(output)
-    device = choose_device(options["device"])
+    devices = Devices(options["device"], options["devices"], options["num_nodes"])
+    device = check_devices(devices)
     model = load_model(model_dir, device)
     table = ready(model, formats.read_particles(particles, options["data_root"]))
     start = time.monotonic()
-    prediction, unlike = predict_particles(
+    found = predict_on(
+        devices,
         model,
         table,
-        device,
         choose_precision(options["precision"], device),
         choices,
         journal=journal_of(output),
         identity=prediction_identity(particles, model_dir, choices),
     )
+    if found is None:  # another machine has the first process
+        return
+    prediction, unlike = found
     seconds = time.monotonic() - start
     formats.write_particles(table, output, prediction, options["overwrite"], options["data_root"])
     remove_journal(journal_of(output))

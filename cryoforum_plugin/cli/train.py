@@ -13,6 +13,7 @@ from cryoforum_plugin.cli.common import (
     contrast_options,
     data_root_option,
     device_option,
+    devices_options,
     json_option,
     overwrite_option,
     precision_option,
@@ -70,10 +71,7 @@ def check_sources(particles: tuple[Path, ...], options: dict[str, Any]) -> bool:
     help="Pixel size of the map in Å  [default: its header's]",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a killed run.")
-@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, help="Devices to train on.")
-@click.option(
-    "--num-nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines to train on."
-)
+@devices_options
 @contrast_options
 @data_root_option
 @device_option
@@ -88,28 +86,29 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     """
     from cryoforum_plugin import formats
     from cryoforum_plugin.atomic import check_file
-    from cryoforum_plugin.learning.loop import make_fabric
+    from cryoforum_plugin.launch import Devices
+    from cryoforum_plugin.launch.devices import check_devices
     from cryoforum_plugin.maps.given import read_shown_map
-    from cryoforum_plugin.network.device import choose_device, choose_precision
+    from cryoforum_plugin.network.device import choose_precision
     from cryoforum_plugin.report import write_report
     from cryoforum_plugin.settings import implied_by_source
-    from cryoforum_plugin.training.train import train
+    from cryoforum_plugin.training.on_devices import train_on
 
     alone = check_sources(particles, options)
     source = options["simulate_from"]
     settings = training_settings(options, implied_by_source(source == REFERENCE, alone))
     if options["json_file"] is not None:
         check_file(options["json_file"], options["overwrite"])
-    precision = choose_precision(options["precision"], choose_device(options["device"]))
+    devices = Devices(options["device"], options["devices"], options["num_nodes"])
+    precision = choose_precision(options["precision"], check_devices(devices))
     inputs = (options["ctf_from"],) if alone else particles
     table = formats.read_many(inputs, options["data_root"])
-    fabric = make_fabric(options["device"], options["devices"], options["num_nodes"], precision)
-    calibration = train(
+    calibration = train_on(
+        devices,
         table,
         inputs,
         model_dir,
         settings,
-        fabric,
         precision,
         init_from=options["init_from"],
         shown=None
@@ -120,7 +119,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
         quiet=options["quiet"],
         cache_dir=options["cache_dir"],
     )
-    if not fabric.is_global_zero:
+    if calibration is None:  # another machine has the first process
         return
     write_report(model_dir, model_dir / "report.html")
     write_json(options["json_file"], calibration, options["overwrite"])

@@ -94,8 +94,8 @@ def in_plane_quaternion(angle_rad: Tensor) -> Tensor:
 
 
 def random_quaternions(n: int, generator: torch.Generator) -> Tensor:
-    """Draw `(n, 4)` rotations uniformly over SO(3), float32, on the CPU."""
-    q = torch.randn(n, 4, generator=generator)
+    """Draw `(n, 4)` rotations uniformly over SO(3), float32, on the generator's device."""
+    q = torch.randn(n, 4, generator=generator, device=generator.device)
     result: Tensor = q / q.norm(dim=-1, keepdim=True)
     return result
 

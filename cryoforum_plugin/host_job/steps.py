@@ -14,20 +14,24 @@ from cryoforum_plugin.errors import HostError, ImageStackError, ParticleFileErro
 from cryoforum_plugin.formats import write_particles
 from cryoforum_plugin.host_job.record import JobRecord, same
 from cryoforum_plugin.images.stacks import StackReader
-from cryoforum_plugin.learning.loop import make_fabric
+from cryoforum_plugin.launch import Devices
+from cryoforum_plugin.launch.devices import check_devices
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
 from cryoforum_plugin.particles.description import describe
 from cryoforum_plugin.prediction.journal import journal_of, remove_journal
 from cryoforum_plugin.prediction.members import ready
-from cryoforum_plugin.prediction.run import PredictOptions, predict_particles
+from cryoforum_plugin.prediction.on_devices import predict_on
+from cryoforum_plugin.prediction.run import PredictOptions
 from cryoforum_plugin.progress import progress
 from cryoforum_plugin.reconstruction.reconstruct import Reconstruction, ReconstructionSettings, reconstruct
 from cryoforum_plugin.settings import Settings, flatten
-from cryoforum_plugin.training.train import train
+from cryoforum_plugin.training.on_devices import train_on
 
 LOG = logging.getLogger("cryoforum")
+AGAIN = "run the job again, which goes on where it stopped"
+ONCE = "a job starts its processes on other machines by itself; start it once, in a SLURM job of --num-nodes machines"
 USELESS_DEG = 20.0  # beyond the reach of any local search
 
 
@@ -43,7 +47,7 @@ def train_model(
     table: Path,
     read: Callable[[], ParticleSet],
     settings: Settings,
-    device_name: str,
+    devices: Devices,
     *,
     precision: str = "auto",
     name: str = "",
@@ -69,18 +73,19 @@ def train_model(
             LOG.info("training: finished in an earlier run, kept")
             return
         _refuse_changes(record, directory, identity, start_anew)
-    device = choose_device(device_name)
+    device = check_devices(devices)
     arithmetic = choose_precision(precision, device)
     particles = read()
     data = _told(describe(name or str(table), particles))
     record.note("train", {**data, "identity": identity})
-    LOG.info("training on %s", device)
+    LOG.info("training on %s%s", f"{devices.world} x " if devices.world > 1 else "", device)
     resume = (directory / "checkpoint").is_dir() and not overwrite
-    fabric = make_fabric(device_name, 1, 1, arithmetic)
-    calibration = train(
-        particles, [table], directory, settings, fabric, arithmetic,
+    calibration = train_on(
+        devices, particles, [table], directory, settings, arithmetic, again=AGAIN,
         init_from=init_from, resume=resume, overwrite=overwrite, cache_dir=cache_dir,
     )  # fmt: skip
+    if calibration is None:
+        raise HostError(ONCE)
     errors = {
         f"validation median, {views} views (deg)": round(values["validation_median_deg"], 3)
         for views, values in calibration["views"].items()
@@ -117,7 +122,7 @@ def predict_table(
     particles: ParticleSet,
     output: Path,
     options: PredictOptions,
-    device_name: str,
+    devices: Devices,
     name: str,
     precision: str = "auto",
 ) -> None:
@@ -131,18 +136,21 @@ def predict_table(
     particles = ready(model, particles)
     data = _told(describe(name, particles)) | {"model": str(model.directory)}
     record.note("predict", {**data, "identity": identity})  # from here on what `output` holds is not known
-    device = choose_device(device_name)
-    LOG.info("predicting on %s", device)
+    device = check_devices(devices)
+    LOG.info("predicting on %s%s", f"{devices.world} x " if devices.world > 1 else "", device)
     arithmetic = choose_precision(precision, device)
     journal = journal_of(output)
-    prediction, unlike = predict_particles(
-        model, particles, device, arithmetic, options, journal=journal, identity=identity
+    found = predict_on(
+        devices, model, particles, arithmetic, options, journal=journal, identity=identity, again=AGAIN
     )
+    if found is None:
+        raise HostError(ONCE)
+    prediction, unlike = found
     write_particles(particles, output, prediction, overwrite=True)
     remove_journal(journal)
     LOG.info("predicting: %s", _summary(prediction))
-    found = {"outliers": round(unlike["outliers"], 4), "unlike": len(unlike["alarms"])}
-    record.note("predict", {**data, **found, "finished": True, "identity": identity})
+    unusual = {"outliers": round(unlike["outliers"], 4), "unlike": len(unlike["alarms"])}
+    record.note("predict", {**data, **unusual, "finished": True, "identity": identity})
 
 
 def _summary(prediction: Prediction) -> str:

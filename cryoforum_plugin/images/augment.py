@@ -65,9 +65,8 @@ def in_plane_operation(angle_rad: Tensor, mirrored: Tensor) -> Tensor:
 
     Mirroring x of a projection gives the projection from behind: q * (0, 1, 0, 0), a half turn about y.
     """
-    half_turn_y = angle_rad.new_tensor([0.0, 1.0, 0.0, 0.0]).expand(*angle_rad.shape, 4)
-    identity = angle_rad.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*angle_rad.shape, 4)
-    first = torch.where(mirrored[..., None], half_turn_y, identity)
+    turned, none = mirrored.to(angle_rad), torch.zeros_like(angle_rad)
+    first = torch.stack([none, turned, none, 1 - turned], dim=-1)  # (0, 1, 0, 0) or the identity
     result: Tensor = roma.quat_product(first, in_plane_quaternion(-angle_rad))
     return result
 

@@ -16,6 +16,39 @@ def electron_wavelength_A(voltage_kV: FloatArray) -> FloatArray:
     return np.asarray(12.2643247 / np.sqrt(voltage_V * (1 + 0.978466e-6 * voltage_V)))
 
 
+def ctf_phases(ctf: Ctf, box_px: int, pixel_size_A: float | FloatArray) -> FloatArray:
+    """Coefficients `(n, 5)` of the CTF's phase on a box of `box_px`: of k^2, of k^2 cos and sin of 2 phi, of k^4; 1.
+
+    k in Fourier pixels, phi from +x towards +y. pixel_size_A : one number or `(n,)`.
+    """
+    wavelength_A = electron_wavelength_A(ctf.voltage_kV)
+    mean_A = (ctf.defocus_u_A + ctf.defocus_v_A) / 2
+    half_difference_A = (ctf.defocus_u_A - ctf.defocus_v_A) / 2
+    azimuth = 2 * np.radians(ctf.defocus_angle_deg)
+    step = 1 / (box_px * np.asarray(pixel_size_A, dtype=np.float64))  # (n,) or (), 1/Å between frequencies
+    quadratic = np.pi * wavelength_A * step**2
+    quartic = -np.pi / 2 * ctf.spherical_aberration_mm * 1e7 * wavelength_A**3 * step**4
+    constant = np.radians(ctf.phase_shift_deg) + np.arcsin(ctf.amplitude_contrast)
+    coefficients = [
+        quadratic * mean_A,
+        quadratic * half_difference_A * np.cos(azimuth),
+        quadratic * half_difference_A * np.sin(azimuth),
+        quartic,
+        constant,
+    ]
+    return np.stack(coefficients, axis=-1)
+
+
+def ctf_of_phases(phases: Tensor, box_px: int) -> Tensor:
+    """CTF `(n, box, box // 2 + 1)` of the coefficients `(n, 5)` of `ctf_phases`, float32, on their device."""
+    with torch.autocast(phases.device.type, enabled=False):
+        ky, kx = frequency_grid(box_px, phases.device)
+        k2 = kx.square() + ky.square()
+        products = torch.stack([k2, kx.square() - ky.square(), 2 * kx * ky, k2.square()]).flatten(1)
+        phase = torch.addmm(phases[:, 4:], phases[:, :4], products)
+        return phase.sin_().view(-1, box_px, box_px // 2 + 1)
+
+
 def ctf_2d(
     ctf: Ctf, box_px: int, pixel_size_A: float | FloatArray, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -36,30 +69,5 @@ def ctf_2d(
     `(n, box, box // 2 + 1)` float32, DC at [0, 0]: -sin(gamma), which is +amplitude_contrast at DC
     (`3dem/relion:src/ctf.cpp`). Underfocus is positive.
     """
-    wavelength_A = electron_wavelength_A(ctf.voltage_kV)
-    mean_A = (ctf.defocus_u_A + ctf.defocus_v_A) / 2
-    half_difference_A = (ctf.defocus_u_A - ctf.defocus_v_A) / 2
-    azimuth = 2 * np.radians(ctf.defocus_angle_deg)
-    step = 1 / (box_px * np.asarray(pixel_size_A, dtype=np.float64))  # (n,) or (), 1/Å between frequencies
-    quadratic = np.pi * wavelength_A * step**2
-    quartic = -np.pi / 2 * ctf.spherical_aberration_mm * 1e7 * wavelength_A**3 * step**4
-    coefficients = np.stack(
-        [
-            quadratic * mean_A,
-            quadratic * half_difference_A * np.cos(azimuth),
-            quadratic * half_difference_A * np.sin(azimuth),
-            quartic,
-        ],
-        axis=-1,
-    )  # (n, 4)
-    constant = np.radians(ctf.phase_shift_deg) + np.arcsin(ctf.amplitude_contrast)
-    with torch.autocast(torch.device(device).type, enabled=False):
-        ky, kx = frequency_grid(box_px, device)
-        k2 = kx.square() + ky.square()
-        products = torch.stack([k2, kx.square() - ky.square(), 2 * kx * ky, k2.square()]).flatten(1)
-        phase = torch.addmm(_float32(constant[:, None], device), _float32(coefficients, device), products)
-        return phase.sin_().view(-1, box_px, box_px // 2 + 1)
-
-
-def _float32(values: FloatArray, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
+    phases = np.ascontiguousarray(ctf_phases(ctf, box_px, pixel_size_A), dtype=np.float32)
+    return ctf_of_phases(torch.from_numpy(phases).to(device), box_px)

@@ -118,8 +118,9 @@ def sample_half(half: Tensor, k: Tensor, limit: int) -> Tensor:
 
     Index limit is frequency 0 along z and y, index 0 along x; kx must be >= 0. Returns `(c, ...)`; 0 outside.
     """
-    scale = k.new_tensor([2 / limit, 1 / limit, 1 / limit])  # grid_sample has the ends at -1 and 1
-    grid = (k * scale - k.new_tensor([1.0, 0.0, 0.0])).reshape(1, 1, 1, -1, 3)
+    x, y, z = k.unbind(-1)
+    grid = torch.stack([x * (2 / limit) - 1, y * (1 / limit), z * (1 / limit)], -1)  # the ends at -1 and 1
+    grid = grid.reshape(1, 1, 1, -1, 3)
     return functional.grid_sample(half, grid, align_corners=True).view(half.shape[1], *k.shape[:-1])
 
 

@@ -18,8 +18,18 @@ class LabelNoise:
     exact (of simulated images) neither change it nor are ever doubted.
     """
 
-    def __init__(self, start: float, fabric: Fabric) -> None:
-        self.enabled, self.weight, self.fabric = start > 0, start, fabric
+    def __init__(self, start: float, fabric: Fabric, device: torch.device | str = "cpu") -> None:
+        self.enabled, self.fabric = start > 0, fabric
+        self._weight = torch.tensor(start, dtype=torch.float64, device=device)
+
+    @property
+    def weight(self) -> float:
+        """The part; a look at it makes a GPU wait."""
+        return float(self._weight)
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight.fill_(value)
 
     def __call__(self, nll: Tensor, exact: Tensor, counts: Tensor | None = None) -> Tensor:
         """Negative log-likelihoods `(b,)` with wrong labels allowed where not `exact` `(b,)`; learns from them.
@@ -29,15 +39,15 @@ class LabelNoise:
         """
         if not self.enabled:
             return nll
-        weight = torch.where(exact, 0.0, self.weight).to(nll)
+        weight = torch.where(exact, 0.0, self._weight.float()).to(nll)
         doubt = torch.where(exact, 0.0, responsibility(nll.detach(), weight))
         counts = torch.ones_like(doubt) if counts is None else counts.to(doubt)
         counts = torch.where(exact, 0.0, counts)
-        total = torch.stack([(counts * doubt).sum(), counts.sum(), (~exact).sum().to(doubt)])
+        total = torch.stack([(counts * doubt).sum(), counts.sum(), (~exact).sum().to(doubt)]).double()
         if self.fabric.world_size > 1:
             total = self.fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
-        found, weighted, count = total.tolist()
-        if count:
-            step = min(1.0, count / MEMORY)
-            self.weight = min(max(self.weight + step * (found / weighted - self.weight), LEAST), MOST)
+        found, weighted, count = total.unbind()
+        step = (count / MEMORY).clamp(max=1.0)
+        learned = (self._weight + step * (found / weighted - self._weight)).clamp(LEAST, MOST)
+        self._weight = torch.where(count > 0, learned, self._weight)
         return robust(nll, weight)

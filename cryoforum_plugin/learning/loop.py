@@ -8,16 +8,15 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from cryoforum_plugin.atomic import atomic_file
-from cryoforum_plugin.errors import ModelError, SettingsError
+from cryoforum_plugin.errors import ModelError
 from cryoforum_plugin.learning.balance import view_weights, weighted_rows
-from cryoforum_plugin.learning.batches import Batch, BatchMaker
+from cryoforum_plugin.learning.batches import Batch, BatchMaker, Rows, Share
 from cryoforum_plugin.learning.label_noise import LabelNoise
 from cryoforum_plugin.learning.losses import (
     curriculum,
@@ -28,15 +27,16 @@ from cryoforum_plugin.learning.losses import (
 )
 from cryoforum_plugin.learning.optimiser import frozen_parts, make_optimiser
 from cryoforum_plugin.learning.pairs import pairs_in_epoch, random_pairs, stratified_pairs
+from cryoforum_plugin.learning.shared_norm import gather, share_batch_norm
 from cryoforum_plugin.learning.validation import Labels, ValidationData, validate
 from cryoforum_plugin.network import PoseNetwork
-from cryoforum_plugin.network.device import Precision, choose_device
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings, TrainingSettings
 
 LOG = logging.getLogger("cryoforum")
 DIVERGED = "training diverged (the loss or its gradient is not finite); lower training.learning_rate"
+STEPS_BETWEEN_LOOKS = 50  # at whether the loss is finite: each makes a GPU wait
 CHECKPOINT_SECONDS = 20.0  # writing a large network after every short epoch would cost more than training it
 
 
@@ -58,7 +58,11 @@ class EpochMetrics:
 
 
 class Trainer:
-    """Trains a network, one epoch at a time, and can be stopped and resumed between epochs."""
+    """Trains a network, one epoch at a time, and can be stopped and resumed between epochs.
+
+    Several processes share each batch: they draw the same random numbers and make a part of it each, average gradients,
+    and normalise by the statistics of the whole, so that they train what one would. Only dropout differs.
+    """
 
     def __init__(
         self,
@@ -71,18 +75,29 @@ class Trainer:
         checkpoint: Path,
     ) -> None:
         self.fabric, self.batches, self.validation = fabric, batches, validation
+        self.batches.share = Share(fabric.global_rank, fabric.world_size)
         self.all_settings, self.settings, self.loss = settings, settings.training, settings.loss
         self.epochs, self.checkpoint = epochs, checkpoint
         self.labels = Labels(settings.symmetry, settings.loss.symmetry == "asymmetric_unit", fabric.device)
         self.known = self.labels.of(batches.data.rotation).cpu()
         self.count, self.siamese = len(self.known), self.settings.branches == "siamese"
         self.view_weights = self._view_weights()
-        images_per_step = self.settings.batch_size * fabric.world_size * (2 if self.siamese else 1)
+        self.draw_counts = self._counts()
+        self.batch_size = shared_batch_size(self.settings.batch_size, fabric.world_size)
+        if self.batch_size != self.settings.batch_size:
+            LOG.info("batches of %d, not %d: a multiple of the %d processes",
+                     self.batch_size, self.settings.batch_size, fabric.world_size)  # fmt: skip
+        images_per_step = self.batch_size * (2 if self.siamese else 1)
         self.steps_per_epoch = max(1, epoch_images(self.count, self.settings) // images_per_step)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = frozen_parts(network, self.settings.freeze)
-        for part in self.frozen:  # before `setup`: several processes wait for the gradients that are left
-            part.requires_grad_(False)
+        # before `setup`: several processes wait for the same gradients to the end, so that parts that thaw have theirs
+        # from the beginning, which are dropped
+        self.thawing = self.settings.freeze_epochs is not None and fabric.world_size > 1
+        for part in self.frozen:
+            part.requires_grad_(self.thawing)
+        if fabric.world_size > 1:
+            share_batch_norm(network)
         optimiser = make_optimiser(network, self.settings, fabric.device)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
@@ -92,7 +107,9 @@ class Trainer:
             cycle_momentum=self.settings.cycle_momentum,
         )
         self.network, self.optimiser = fabric.setup(network, optimiser)
-        self.label_noise = LabelNoise(self.loss.outliers if self.loss.likelihood else 0.0, fabric)
+        self.label_noise = LabelNoise(
+            self.loss.outliers if self.loss.likelihood else 0.0, fabric, fabric.device
+        )
         self.metrics: list[EpochMetrics] = []
         self.best: dict[str, Tensor] = {}
 
@@ -102,6 +119,10 @@ class Trainer:
             return None
         mirrored = self.settings.augmentation == "full"
         return view_weights(self.known, self.labels.group, mirrored, self.settings.balance_views)
+
+    def _counts(self) -> Tensor | None:
+        """One over how often each particle is drawn, on the device."""
+        return None if self.view_weights is None else (1 / self.view_weights).to(self.fabric.device)
 
     @property
     def epoch(self) -> int:
@@ -118,15 +139,15 @@ class Trainer:
         start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
         written = -math.inf
         for epoch in range(self.epoch + 1, self.epochs + 1):
-            # seeded by epoch and process: a resumed run draws what the killed one would have drawn
-            seed = (self.settings.seed * 1009 + epoch) * 1009 + self.fabric.global_rank
-            self.batches.generator.manual_seed(seed)
-            torch.manual_seed(seed)  # dropout
+            # seeded by epoch: a resumed run draws what the killed one would have drawn
+            seed = (self.settings.seed * 1009 + epoch) * 1009
+            self.batches.seed(seed)
+            torch.manual_seed(seed + self.fabric.global_rank)  # dropout
             self._set_training(epoch)
             train_loss = self._epoch(epoch, advance)
             wrong = self.label_noise.weight
             loss, median, mean = validate(
-                self.network, self.validation, self.labels, self.all_settings, wrong
+                self.network, self.validation, self.labels, self.all_settings, wrong, self.fabric
             )
             rate = float(self.schedule.get_last_lr()[0])
             self.metrics.append(
@@ -149,29 +170,41 @@ class Trainer:
     def _set_training(self, epoch: int) -> None:
         """Training mode, with what is frozen in `epoch` kept as it is, its batch statistics too."""
         self.network.train()
-        frozen = self.settings.freeze_epochs is None or epoch <= self.settings.freeze_epochs
         for part in self.frozen:
-            part.requires_grad_(not frozen)
-            part.train(not frozen)
+            part.requires_grad_(self.thawing or not self._freezes(epoch))
+            part.train(not self._freezes(epoch))
 
-    def _rows(self) -> list[Tensor]:
+    def _freezes(self, epoch: int) -> bool:
+        return self.settings.freeze_epochs is None or epoch <= self.settings.freeze_epochs
+
+    def _drop_frozen_gradients(self) -> None:
+        for part in self.frozen:
+            for parameter in part.parameters():
+                parameter.grad = None
+
+    def _rows(self) -> list[Rows]:
+        """Training rows of the steps of one epoch, brought to the device at once."""
+        drawn = self._drawn_rows()
+        return self.batches.data.rows(torch.cat(drawn)).split(len(drawn[0]))
+
+    def _drawn_rows(self) -> list[Tensor]:
         """Training rows of the steps of one epoch.
 
         Images: permutations of the particles, as many as it takes, or draws that favour rare views. Pairs: the first of each, then the second.
         """
-        needed, generator = self.steps_per_epoch * self.settings.batch_size, self.batches.generator
+        needed, generator = self.steps_per_epoch * self.batch_size, self.batches.generator
         if self.siamese:
             if self.settings.pairs == "stratified":
                 pairs = stratified_pairs(self.known, self.labels.equivalent.cpu(), needed, generator)
             else:
                 pairs = random_pairs(self.count, needed, generator)
-            return [step.T.flatten() for step in pairs.split(self.settings.batch_size)]
+            return [step.T.flatten() for step in pairs.split(self.batch_size)]
         if self.view_weights is not None:
             drawn = weighted_rows(self.view_weights, needed, generator)
-            return list(drawn.split(self.settings.batch_size))
+            return list(drawn.split(self.batch_size))
         rounds = -(-needed // self.count)
         order = [torch.randperm(self.count, generator=self.batches.generator) for _ in range(rounds)]
-        return list(torch.cat(order)[:needed].split(self.settings.batch_size))
+        return list(torch.cat(order)[:needed].split(self.batch_size))
 
     def _pairs(self, images: int) -> tuple[Tensor, Tensor]:
         """Rows of the first and second image of the pairs of a batch."""
@@ -188,38 +221,49 @@ class Trainer:
         likelihood = None
         if self.loss.likelihood:
             nll = label_negative_log_likelihood(output, known, equivalent)
-            counts = None if self.view_weights is None else 1 / self.view_weights[batch.rows.cpu()]
+            counts = None if self.draw_counts is None else self.draw_counts[batch.rows]
             likelihood = self.label_noise(nll, batch.exact, counts)
         orientation = orientation_loss(output.bingham, known, equivalent, self.loss, likelihood).mean()
         single, pairwise = curriculum(done) if self.loss.curriculum else (1.0, 1.0)
         loss = single * orientation
         if self.loss.distance:
-            error = distance_loss(output.bingham, known, *self._pairs(len(known)), equivalent)
-            loss = loss + pairwise * self.loss.distance * error
+            loss = loss + pairwise * self.loss.distance * self._distance_loss(output.bingham, known)
         if self.loss.shift:
             shift = shift_negative_log_likelihood(output.shift, output.shift_log_variance, batch.shift)
             loss = loss + self.loss.shift * shift.mean()
         return loss, orientation
 
+    def _distance_loss(self, bingham: Tensor, known: Tensor) -> Tensor:
+        """Mean error of the distances: of this process's pairs of images, or of all pairs of the whole batch."""
+        if not self.siamese and self.fabric.world_size > 1:
+            bingham, known = gather(bingham).flatten(0, 1), gather(known).flatten(0, 1)
+        return distance_loss(bingham, known, *self._pairs(len(known)), self.labels.equivalent)
+
     def _epoch(self, epoch: int, advance: Advance) -> float:
-        total = 0.0
+        """Train an epoch; return the mean loss of single orientations. Nothing but the looks makes a GPU wait."""
+        total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+        diverged = torch.zeros((), dtype=torch.bool, device=self.fabric.device)
         for step, rows in enumerate(self._rows(), 1):
             done = (epoch - 1 + step / self.steps_per_epoch) / self.epochs
             loss, orientation = self._loss(self.batches.make(rows), done)
-            if not torch.isfinite(loss):
-                raise ModelError(DIVERGED)
             self.optimiser.zero_grad()
             self.fabric.backward(loss)
+            if self.thawing and self._freezes(epoch):
+                self._drop_frozen_gradients()
             norm = self.fabric.clip_gradients(
                 self.network, self.optimiser, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
             )
-            if norm is not None and not torch.isfinite(norm):
-                raise ModelError(DIVERGED)
+            assert norm is not None
+            diverged |= ~(torch.isfinite(loss) & torch.isfinite(norm))
             self.optimiser.step()
             self.schedule.step()
-            total += float(orientation.detach())
+            total += orientation.detach()
+            if (step % STEPS_BETWEEN_LOOKS == 0 or step == self.steps_per_epoch) and diverged:
+                raise ModelError(DIVERGED)
             advance(1, "")
-        return total / self.steps_per_epoch
+        mean = self.fabric.all_reduce(total / self.steps_per_epoch)
+        assert isinstance(mean, Tensor)
+        return float(mean)
 
     def save(self) -> None:
         """Write checkpoint/last.pt and metrics.csv, each whole."""
@@ -270,22 +314,11 @@ def epoch_images(particles: int, settings: TrainingSettings) -> int:
     return max(particles, 2048)
 
 
+def shared_batch_size(batch_size: int, processes: int) -> int:
+    """Images (pairs) of a batch that `processes` can share evenly: at least `batch_size`."""
+    return -(-batch_size // processes) * processes
+
+
 def default_epochs(particles: int, settings: TrainingSettings) -> int:
     """Epochs that show about `settings.samples` images, between 8 and 200."""
     return min(200, max(8, round(settings.samples / epoch_images(particles, settings))))
-
-
-def make_fabric(device: str, devices: int, num_nodes: int, precision: Precision) -> Fabric:
-    """Fabric for "auto", "cpu", "cuda" or "cuda:N" (one device), or several devices and machines.
-
-    Raises SettingsError where the device does not exist.
-    """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    chosen = choose_device(device)
-    if device.startswith("cuda:") and devices > 1:
-        raise SettingsError(f"--device {device} is one device; for {devices} devices give --device cuda")
-    index: Any = [chosen.index] if device.startswith("cuda:") else devices
-    fabric = Fabric(accelerator=chosen.type, devices=index, num_nodes=num_nodes, precision=precision)
-    if devices * num_nodes > 1:
-        fabric.launch()
-    return fabric

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from cryoforum_plugin.errors import ModelError
@@ -44,22 +45,35 @@ class Labels:
 
 @torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
 def validate(
-    network: nn.Module, data: ValidationData, labels: Labels, settings: Settings, outliers: float = 0.0
+    network: nn.Module,
+    data: ValidationData,
+    labels: Labels,
+    settings: Settings,
+    outliers: float = 0.0,
+    fabric: Fabric | None = None,
 ) -> tuple[float, float, float]:
     """Loss of single images, median and mean error (deg) over the validation images; modulo symmetry.
 
-    outliers : part of the labels that are taken for wrong, so that those do not decide the loss.
+    outliers : part of the labels that are taken for wrong, so that those do not decide the loss. fabric : several
+    processes share the images, and all get the figures of all.
     """
     network.eval()
     losses, errors = [], []
-    for images, rotation in zip(data.images.split(256), data.rotation.split(256), strict=True):
+    rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    shared = zip(data.images[rank::world].split(256), data.rotation[rank::world].split(256), strict=True)
+    for images, rotation in shared:
         finished = finish(images.to(rotation.device).float(), settings.images.preprocessing)
         output = network(finished)
         matrix = output.bingham
         nll = robust(label_negative_log_likelihood(output, rotation, labels.group), outliers)
         losses.append(orientation_loss(matrix, rotation, labels.group, settings.loss, nll))
         errors.append(angular_distance_to_group(mode(matrix), rotation.double(), labels.group.double()))
-    error, loss = torch.rad2deg(torch.cat(errors)), float(torch.cat(losses).mean())
+    found = torch.stack([torch.cat(losses), torch.rad2deg(torch.cat(errors))])
+    if fabric is not None and world > 1:
+        everyone = found.new_zeros(2, len(data.rotation))
+        everyone[:, rank::world] = found
+        found = fabric.all_reduce(everyone, reduce_op="sum")  # type: ignore[assignment]
+    error, loss = found[1], float(found[0].mean())
     if not math.isfinite(loss):
         raise ModelError(
             "training diverged (the validation loss is not finite); lower training.learning_rate"

@@ -21,14 +21,22 @@ _UPPER_ROW, _UPPER_COLUMN = torch.triu_indices(4, 4)
 _POSITION = torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6], [2, 5, 7, 8], [3, 6, 8, 9]])
 
 
+@lru_cache(maxsize=8)
+def _on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The indices above on a device, copied once: a copy makes a GPU wait."""
+    with torch.inference_mode(False):  # tensors cached during prediction must also serve training
+        return _POSITION.to(device), _UPPER_ROW.to(device), _UPPER_COLUMN.to(device)
+
+
 def matrix_from_upper(theta: Tensor) -> Tensor:
     """Symmetric matrix `(..., 4, 4)` from its upper triangle `(..., 10)`, row by row."""
-    return theta[..., _POSITION.to(theta.device)]
+    return theta[..., _on(theta.device)[0]]
 
 
 def upper_from_matrix(matrix: Tensor) -> Tensor:
     """Upper triangle `(..., 10)`, row by row, of symmetric matrices `(..., 4, 4)`."""
-    return matrix[..., _UPPER_ROW.to(matrix.device), _UPPER_COLUMN.to(matrix.device)]
+    _, row, column = _on(matrix.device)
+    return matrix[..., row, column]
 
 
 @lru_cache(maxsize=4)

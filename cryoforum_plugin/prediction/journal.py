@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryoforum_plugin.atomic import atomic_file
+from cryoforum_plugin.errors import OutputError
 from cryoforum_plugin.particles import IntArray, ParticleSet
 
 LOG = logging.getLogger("cryoforum")
 Columns = dict[str, NDArray[np.float64]]
 IDENTITY, ROW = "identity.json", "row"
+LONGEST_DELAY_S = 90.0  # of a network file system, until a folder shows what another machine wrote
 
 
 def journal_of(output: Path) -> Path:
@@ -85,18 +88,28 @@ class Journal:
         return columns.pop(ROW), columns
 
     def collected(self, count: int) -> Columns:
-        """Columns `(count, ...)` of all rows, from chunks that hold each of them once."""
+        """Columns `(count, ...)` of all rows, from chunks that hold each of them once. Raises OutputError."""
         found: Columns = {}
-        filled = 0
-        for path in sorted(self.folder.glob("*.npz")):
-            rows, columns = self.read(int(path.stem))
-            for name, values in columns.items():
-                if name not in found:
-                    found[name] = np.empty((count, *values.shape[1:]))
-                found[name][rows] = values
-            filled += len(rows)
-        assert filled == count, f"{self.folder} holds {filled} of {count} rows"
+        filled, numbers, until = 0, set[int](), time.monotonic() + LONGEST_DELAY_S
+        while filled < count:
+            there = {int(path.stem) for path in self.folder.glob("*.npz")} - numbers
+            if not there and time.monotonic() > until:
+                raise OutputError(f"{self.folder} holds {filled} of {count} particles; start again as before")
+            if not there:  # other machines wrote them, and a network file system may show them late
+                time.sleep(1.0)
+            for number in sorted(there):
+                filled += self._collect(number, count, found)
+            numbers |= there
         return found
+
+    def _collect(self, number: int, count: int, found: Columns) -> int:
+        """Put chunk `number` into the columns `found`; return how many rows it has."""
+        rows, columns = self.read(number)
+        for name, values in columns.items():
+            if name not in found:
+                found[name] = np.empty((count, *values.shape[1:]))
+            found[name][rows] = values
+        return len(rows)
 
     def drop_if_empty(self) -> None:
         """Remove a folder without any chunk."""

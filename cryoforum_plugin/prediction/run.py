@@ -98,15 +98,24 @@ def predict_particles(
     ParticleFileError for missing CTF parameters; ModelError when the images cannot hold the particle, or
     refinement is asked for without a reference.
     """
-    options = replace(options, refine=refines(model, particles, options.refine, options.reference))
-    known = {"stacks": stack_states(particles), "chunks": [ROWS_AT_ONCE, COMMON_BOX_PX]}
+    options = with_refinement_decided(model, particles, options)
     with TemporaryDirectory(prefix="cryoforum-") as temporary:
-        done = Journal(journal or Path(temporary), {**(identity or {}), **known})
+        done = Journal(journal or Path(temporary), journal_identity(particles, identity or {}))
         try:
             predict_chunks(model, particles, device, precision, options, done)
         finally:
             done.drop_if_empty()
         return collect(model, particles, options, done)
+
+
+def with_refinement_decided(model: Model, particles: ParticleSet, options: PredictOptions) -> PredictOptions:
+    """Return the options with `refine` true or false. Raises ModelError as `refines` does."""
+    return replace(options, refine=refines(model, particles, options.refine, options.reference))
+
+
+def journal_identity(particles: ParticleSet, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a journal must agree in: `identity`, the stacks as they are now, and how rows are divided."""
+    return {**identity, "stacks": stack_states(particles), "chunks": [ROWS_AT_ONCE, COMMON_BOX_PX]}
 
 
 def predict_chunks(

@@ -21,7 +21,7 @@ from cryoforum_plugin.errors import ModelError, SettingsError
 from cryoforum_plugin.images.cache import remove_cache
 from cryoforum_plugin.images.identity import image_keys
 from cryoforum_plugin.learning.batches import BatchMaker
-from cryoforum_plugin.learning.loop import Trainer, default_epochs
+from cryoforum_plugin.learning.loop import Trainer, default_epochs, shared_batch_size
 from cryoforum_plugin.learning.validation import ValidationData
 from cryoforum_plugin.maps.given import ShownMap, calibration_source, simulated_from
 from cryoforum_plugin.network.device import Precision
@@ -76,7 +76,7 @@ def train(
     other processes than the first). Raises a CryoForumError, before anything is written, for input that
     cannot be trained on.
     """
-    _check_freezing(settings, init_from, fabric)
+    _check_freezing(settings, init_from)
     if shown is not None and settings.training.simulated == 0:
         raise SettingsError(f"training.simulated is 0: no image would show {shown.source}; raise it")
     identity = {
@@ -84,7 +84,7 @@ def train(
         "inputs": [checksum(path) for path in inputs],
         "init_from": None if init_from is None else checksum(init_from / "model.pt"),
         "simulate_from": None if shown is None else shown.identity(),
-        "processes": fabric.world_size,
+        "batch_size": shared_batch_size(settings.training.batch_size, fabric.world_size),
         "precision": precision,
         "version": __version__,
     }
@@ -173,7 +173,7 @@ class _Run:
             for name in ("metrics.csv", "log.txt"):
                 with atomic_file(directory / name, overwrite=True) as temporary:
                     shutil.copyfile(directory / "checkpoint" / name, temporary)
-            provenance = _provenance(prepared, identity, self.inputs)
+            provenance = _provenance(prepared, identity, self.inputs, fabric.world_size)
             save_model(directory, model, provenance | simulated_from(shown, self.inputs))
             remove_cache(cache)
         return model.calibration
@@ -199,7 +199,9 @@ def _train_members(
     if not run.fabric.is_global_zero:
         return {}
     calibration = join_members(directory, calibrations)
-    provenance = {"settings": flatten(run.settings)} | _origin(run.identity, run.inputs)
+    provenance = {"settings": flatten(run.settings)} | _origin(
+        run.identity, run.inputs, run.fabric.world_size
+    )
     save_members(
         directory, list(calibrations), calibration, provenance | simulated_from(run.shown, run.inputs)
     )
@@ -222,14 +224,12 @@ def _log_errors(model: Model) -> None:
                  name, figures["validation_median_deg"], figures["validation_mean_deg"])  # fmt: skip
 
 
-def _check_freezing(settings: Settings, init_from: Path | None, fabric: Fabric) -> None:
-    """Refuse to freeze random weights, or to thaw where several processes share the gradients."""
+def _check_freezing(settings: Settings, init_from: Path | None) -> None:
+    """Refuse to freeze random weights."""
     if settings.training.freeze != "none" and init_from is None:
         raise SettingsError(
             f"training.freeze {settings.training.freeze} needs trained weights; give --init-from MODEL_DIR"
         )
-    if settings.training.freeze_epochs is not None and fabric.world_size > 1:
-        raise SettingsError("training.freeze_epochs works in one process only; leave it out")
 
 
 def _start_of(init_from: Path, member: Member) -> Path:
@@ -300,7 +300,7 @@ def _fit(
     return Model(network.to(fabric.device).eval(), settings, prepared.pipeline.box, found, {})
 
 
-def _origin(identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
+def _origin(identity: dict[str, Any], inputs: Sequence[Path], processes: int) -> dict[str, Any]:
     """What a training was made of and with."""
     return {
         "versions": {
@@ -310,13 +310,15 @@ def _origin(identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
         },
         "inputs": [{"name": str(p), "sha256": s} for p, s in zip(inputs, identity["inputs"], strict=True)],
         "init_from": identity["init_from"],
-        "processes": identity["processes"],
+        "processes": processes,
         "precision": identity["precision"],
     }
 
 
-def _provenance(prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path]) -> dict[str, Any]:
-    return _origin(identity, inputs) | {
+def _provenance(
+    prepared: Prepared, identity: dict[str, Any], inputs: Sequence[Path], processes: int
+) -> dict[str, Any]:
+    return _origin(identity, inputs, processes) | {
         "particles": {"training": len(prepared.training_rows), "validation": len(prepared.validation_rows)},
         "pixel_size_A": float(prepared.particles.pixel_size_A.mean()),
         "reference_resolution_A": prepared.reference.resolution_A,

@@ -8,7 +8,13 @@ from typing import Any
 import rich_click as click
 
 from cryoforum_plugin import __version__
-from cryoforum_plugin.cli.common import ErrorGroup, contrast_options, device_option, precision_option
+from cryoforum_plugin.cli.common import (
+    ErrorGroup,
+    contrast_options,
+    device_option,
+    devices_options,
+    precision_option,
+)
 from cryoforum_plugin.cli.options import (
     NO_CRITERION,
     check_selection,
@@ -47,10 +53,11 @@ _source = options(
 )
 _training = options(
     training_options,
+    devices_options,
     contrast_options,
     click.option("--overwrite", is_flag=True, help="Train anew where a model is there already."),
 )
-_prediction = options(prediction_options, contrast_options)
+_prediction = options(prediction_options, devices_options, contrast_options)
 _selection = options(
     selection_options,
     click.option("--fsc/--no-fsc", default=None, help="Reconstruct all, selected and rejected particles here, and show "
@@ -146,6 +153,8 @@ def _run(values: dict[str, Any], train: bool = False, predict: bool = True, agai
         "again": again,
         "device": values["device"],
         "precision": values["precision"],
+        "devices": values.get("devices", 1),
+        "num_nodes": values.get("num_nodes", 1),
     }
     if train:
         request |= {

@@ -8,7 +8,8 @@ from typing import Any
 
 from cryoforum_plugin.confidence.selection import Criteria
 from cryoforum_plugin.errors import HostError
-from cryoforum_plugin.network.device import choose_device
+from cryoforum_plugin.launch import Devices
+from cryoforum_plugin.launch.devices import check_devices
 from cryoforum_plugin.prediction.run import PredictOptions
 from cryoforum_plugin.settings import Settings
 from cryosparc_job.job.calls import call
@@ -53,7 +54,7 @@ class Request:
     None = the source. init_from, overwrite, cache_dir : as `train` takes them. predict : whether to write poses and
     uncertainty. again : only from a prediction that was made before, whatever its options. criteria : None =
     no selected and rejected outputs. fsc : reconstruct all, selected and rejected particles here, for their
-    FSC. precision : auto, 32 or bf16. then : jobs to queue.
+    FSC. devices, num_nodes : that share the work. precision : auto, 32 or bf16. then : jobs to queue.
     """
 
     source: Source
@@ -69,8 +70,15 @@ class Request:
     criteria: Criteria | None = None
     fsc: bool = False
     device: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
     precision: str = "auto"
     then: tuple[Next, ...] = ()
+
+    @property
+    def shared_devices(self) -> Devices:
+        """Devices that share the training."""
+        return Devices(self.device, self.devices, self.num_nodes)
 
     @property
     def verbs(self) -> str:
@@ -98,7 +106,7 @@ def check(client: Any, request: Request) -> Plan:
     source = request.source
     if request.train is None and not request.predict:
         raise HostError("nothing to do: neither train nor predict")
-    choose_device(request.device)
+    check_devices(request.shared_devices)
     if request.train is None and not (request.model_dir / "model.pt").is_file():
         raise HostError(f"{request.model_dir} holds no model.pt; train a model there first")
     learns_here = request.train is not None and request.train_on is None

@@ -150,7 +150,7 @@ class Work:
         directory, folder = request.model_dir, self._folder(source, output)
         table = save_particles(source, output, folder / "particles.cs")
         train_model(
-            record, directory, table, lambda: self._read(source, output, table)[0], request.train, request.device,
+            record, directory, table, lambda: self._read(source, output, table)[0], request.train, request.shared_devices,
             precision=request.precision, name=f"{source.uid}.{output}", start_anew="give another --model-dir, or --overwrite",
             init_from=request.init_from, overwrite=request.overwrite, cache_dir=request.cache_dir,
         )  # fmt: skip
@@ -184,7 +184,8 @@ class Work:
         else:
             model = load_model(request.model_dir, choose_device(request.device))
             predict_table(
-                record, model, identity, particles, predicted, request.options, request.device, name, request.precision
+                record, model, identity, particles, predicted, request.options, request.shared_devices, name,
+                request.precision,
             )  # fmt: skip
             del particles, model  # large, and not needed beside what is read below
         self.events.checkpoint("predicted")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.host_job.steps import predict_table, train_model
+from cryoforum_plugin.launch import Devices
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
@@ -24,12 +25,17 @@ def train_step(work: Workspace, path: Path) -> Path:
     """Train on the particles in `path`, or go on with it; return the model directory."""
     directory = work.path("model")
     train_model(
-        work, directory, path, lambda: read_here(path), training_settings(work.job), work.job.device,
+        work, directory, path, lambda: read_here(path), training_settings(work.job), devices_of(work.job),
         cache_dir=work.job.cache_dir,
     )  # fmt: skip
     write_report(directory, directory / "report.html")
     work.made.append("model/reference.mrc")
     return directory
+
+
+def devices_of(job: Job) -> Devices:
+    """Devices that share a training."""
+    return Devices(job.device, job.devices, job.num_nodes)
 
 
 def training_settings(job: Job) -> Settings:
@@ -54,7 +60,7 @@ def predict_step(work: Workspace, model_folder: Path, particles: ParticleSet) ->
         job.views, contrast=job.contrast, refine=job.refine, reference=_reference(job, model_folder)
     )
     identity = prediction_identity(job.in_parts, model_folder, options)
-    predict_table(work, model, identity, particles, output, options, job.device, str(job.in_parts))
+    predict_table(work, model, identity, particles, output, options, devices_of(job), str(job.in_parts))
     warn_of_one_half(particles, output.name)
     work.made.append(output.name)
     return output

@@ -20,12 +20,14 @@ HOST = {  # RELION's own arguments: what to call them in a message
 }
 _PATH = click.Path(path_type=Path)
 _TRAINING, _PREDICTING = ("train", "pipeline"), ("predict", "pipeline")
+_LEARNED = ("train", "predict", "pipeline")
 _SELECTING = ("predict", "select", "pipeline")
 _CRITERIA = ("min_confidence", "max_error", "keep", "max_outlier", "target")
 _ONLY_FOR = {  # jobs that use a parameter, where not all do
     "train_particles": ("pipeline",), "model": ("predict",), "in_3dref": ("predict",), "in_mask": _SELECTING,
     "preset": _TRAINING, "epochs": _TRAINING, "seed": _TRAINING, "cache_dir": _TRAINING, "set": _TRAINING,
     "views": _PREDICTING, "contrast": ("train", "predict", "pipeline"), "min_confidence": _SELECTING, "max_error": _SELECTING,
+    "devices": _LEARNED, "num_nodes": _LEARNED,
     "keep": _SELECTING, "max_outlier": _SELECTING, "target": _SELECTING, "auto": _SELECTING, "images": _SELECTING,
     "balance_views": _SELECTING, "reconstruct": _SELECTING, "refine": _PREDICTING,
 }  # fmt: skip
@@ -62,6 +64,8 @@ class Job:
     refine: bool | None = None
     contrast: str | None = None
     device: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
     seed: int | None = None
     cache_dir: Path | None = None
     config: Path | None = None
@@ -126,6 +130,8 @@ FREE_PARAMETERS = (
     _option("refine", bool, "Refine predicted poses  [default: where the model has a reference]."),
     _option("contrast", click.Choice(["check", "invert", "ignore"]), "Protein bright (check) or dark (invert)."),
     _option("device", str, "auto, cpu, cuda or cuda:N.", default=True),
+    _option("devices", click.IntRange(1), "Devices of each machine that share the work.", default=True),
+    _option("num_nodes", click.IntRange(1), "Machines of the SLURM job that share the work.", default=True),
     _option("seed", click.IntRange(0, 2**31 - 1), "Seed of all random choices."),
     _option("cache_dir", _PATH, "Folder that keeps the preprocessed images for other trainings  [default: none is kept]."),
     _option("config", _PATH, "TOML or JSON file of settings; its table [job] holds parameters of this list."),

@@ -9,7 +9,7 @@ from cryoforum_plugin import __version__
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.formats import read_particles
 from cryoforum_plugin.geometry import symmetry_group
-from cryoforum_plugin.network.device import choose_device
+from cryoforum_plugin.launch.devices import check_devices
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.particles.description import describe
 from cryoforum_plugin.report import write_report
@@ -22,7 +22,7 @@ from relion_external.job.choosing import (
     symmetry_of,
 )
 from relion_external.job.command_line import parameter
-from relion_external.job.learning import find_model, predict_step, train_step
+from relion_external.job.learning import devices_of, find_model, predict_step, train_step
 from relion_external.job.nodes import HALF_MAP, LOG_FILE, PARTICLES, REFERENCE, NodeKind, write_output_nodes
 from relion_external.job.parameters import HOST, Job
 from relion_external.job.workspace import Workspace, naming, read_here
@@ -37,8 +37,8 @@ def run_job(job: Job) -> None:
     LOG.info("cryoforum %s, job %s in %s", __version__, job.job, job.o)
     for name in job.unused():
         LOG.warning("%s is not used by a %s job", HOST.get(name, parameter(name)), job.job)
-    with naming("device"):
-        choose_device(job.device)
+    with naming("device" if job.devices == 1 else "devices"):
+        check_devices(devices_of(job))
     with naming("symmetry"):
         symmetry_group(job.symmetry or "C1")
     if job.in_mask is not None and not job.in_mask.is_file():

@@ -81,7 +81,7 @@ def test_a_balanced_training_does_better_on_rare_views(tmp_path: Path) -> None:
         trainer = blob_trainer(
             tmp_path / str(power), poses, 2, training__balance_views=power, training__simulated=0
         )
-        drawn = torch.cat(trainer._rows())
+        drawn = torch.cat(trainer._drawn_rows())
         rare = (roma.unitquat_to_rotmat(poses)[:, 2, 2].abs() < 0.7)[drawn].double().mean()
         assert (rare > 0.15) == (power > 0)
         trainer.checkpoint.mkdir(parents=True)

@@ -18,8 +18,10 @@ from cryoforum_plugin.geometry import (
     reduce_to_asymmetric_unit,
     symmetry_group,
 )
+from cryoforum_plugin.launch import Devices
+from cryoforum_plugin.launch.devices import make_fabric
 from cryoforum_plugin.learning.batches import BatchMaker, TrainingData
-from cryoforum_plugin.learning.loop import Trainer, make_fabric
+from cryoforum_plugin.learning.loop import Trainer
 from cryoforum_plugin.learning.optimiser import make_optimiser
 from cryoforum_plugin.learning.validation import Labels, ValidationData
 from cryoforum_plugin.network import NetworkOutput
@@ -127,7 +129,7 @@ def test_siamese_loss_is_the_papers_equation_4(tmp_path: Path) -> None:
     data = TrainingData(images, poses.float(), None, np.ones(2 * pairs), "keep", None)
     bingham = 50 * (torch.eye(4) - found[:, :, None] * found[:, None, :]).float()
     trainer = Trainer(
-        make_fabric("cpu", 1, 1, "32-true"),
+        make_fabric(Devices("cpu"), "32-true"),
         Fixed(bingham),
         BatchMaker(data, settings.training, generator),
         ValidationData(images[:2], poses[:2]),
