@@ -216,7 +216,7 @@ def main() -> None:
         "command": command_line(),
         "machine": machine(),
         "particles": arguments.particles,
-        "not_real": "predict_particles (random numbers), load_model (nothing), image stacks (empty files), the server",
+        "not_real": "predict_on (random numbers), load_model (nothing), image stacks (empty files), the server",
     }
     for status, name in ((201, "streamed_201"), (200, "whole_200")):
         load = round(os.getloadavg()[0], 1)  # of other programs too

@@ -43,6 +43,8 @@ from cryoforum_plugin.settings import DEFAULT_VIEWS
 LOG = logging.getLogger("cryoforum")
 # predicted together, fewer in boxes larger than COMMON_BOX_PX: seconds of work for a CPU, which a killed run may lose
 ROWS_AT_ONCE, COMMON_BOX_PX = 4096, 160
+CHUNKS = 32  # at least, of small sets, down to FEWEST rows: to be shared out evenly
+FEWEST = 256
 DEVIATIONS = "deviations"  # column of the journal: how far off the usual each particle lies
 
 
@@ -169,7 +171,8 @@ def predict_chunks(
 def _chunks(particles: ParticleSet, chosen: IntArray, box_px: int) -> Iterator[tuple[int, IntArray]]:
     """Number of the model and rows of each chunk, in the order in which their images lie in the stacks."""
     order = np.lexsort((particles.slice_index, particles.stack_index))
-    count = max(64, int(ROWS_AT_ONCE * min(1.0, (COMMON_BOX_PX / box_px) ** 2)))
+    most = max(64, int(ROWS_AT_ONCE * min(1.0, (COMMON_BOX_PX / box_px) ** 2)))
+    count = min(most, max(FEWEST, len(particles) // CHUNKS))
     for number in np.unique(chosen).tolist():
         rows = order[chosen[order] == number]
         yield from ((number, rows[start : start + count]) for start in range(0, len(rows), count))
