@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cryoforum_plugin.atomic import atomic_file
-from cryoforum_plugin.errors import ModelError
+from cryoforum_plugin.errors import DeviceError, ModelError
 from cryoforum_plugin.learning.balance import view_weights, weighted_rows
 from cryoforum_plugin.learning.batches import Batch, BatchMaker, Rows, Share
 from cryoforum_plugin.learning.label_noise import LabelNoise
@@ -30,6 +30,7 @@ from cryoforum_plugin.learning.pairs import pairs_in_epoch, random_pairs, strati
 from cryoforum_plugin.learning.shared_norm import gather, share_batch_norm
 from cryoforum_plugin.learning.validation import Labels, ValidationData, validate
 from cryoforum_plugin.network import PoseNetwork
+from cryoforum_plugin.network.memory import out_of_memory
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings, TrainingSettings
@@ -110,6 +111,7 @@ class Trainer:
         self.label_noise = LabelNoise(
             self.loss.outliers if self.loss.likelihood else 0.0, fabric, fabric.device
         )
+        self.parts = 1  # that a batch is computed in
         self.metrics: list[EpochMetrics] = []
         self.best: dict[str, Tensor] = {}
 
@@ -239,15 +241,52 @@ class Trainer:
             bingham, known = gather(bingham).flatten(0, 1), gather(known).flatten(0, 1)
         return distance_loss(bingham, known, *self._pairs(len(known)), self.labels.equivalent)
 
+    def _gradients(self, batch: Batch, done: float) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of a batch; return its loss, and that of single orientations, without theirs.
+
+        In as many parts as it takes for the device's memory to hold each.
+        """
+        while True:
+            try:
+                return self._in_parts(batch, done)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            self._divide(len(batch.images))  # only here: the error's traceback keeps tensors in memory
+
+    def _in_parts(self, batch: Batch, done: float) -> tuple[Tensor, Tensor]:
+        self.optimiser.zero_grad()
+        total = torch.zeros(2, device=self.fabric.device)
+        for part in range(self.parts):
+            some = Batch(
+                *(values[part :: self.parts] for values in batch)
+            )  # particles and simulated ones alike
+            loss, orientation = (values / self.parts for values in self._loss(some, done))
+            self.fabric.backward(loss)
+            total = total + torch.stack([loss.detach(), orientation.detach()])
+        return total[0], total[1]
+
+    def _divide(self, images: int) -> None:
+        """Halve what is computed at once. Raises DeviceError where that is not possible."""
+        if self.fabric.world_size > 1 or images % (4 * self.parts):
+            raise DeviceError(
+                f"out of memory with {images // self.parts} images at a time; give a smaller --batch-size"
+            )
+        self.parts *= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        LOG.warning(
+            "out of memory with %d images at a time: going on with %d, a step is taken in %d parts (batch norm sees "
+            "each by itself)", 2 * images // self.parts, images // self.parts, self.parts,
+        )  # fmt: skip
+
     def _epoch(self, epoch: int, advance: Advance) -> float:
         """Train an epoch; return the mean loss of single orientations. Nothing but the looks makes a GPU wait."""
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         diverged = torch.zeros((), dtype=torch.bool, device=self.fabric.device)
         for step, rows in enumerate(self._rows(), 1):
             done = (epoch - 1 + step / self.steps_per_epoch) / self.epochs
-            loss, orientation = self._loss(self.batches.make(rows), done)
-            self.optimiser.zero_grad()
-            self.fabric.backward(loss)
+            loss, orientation = self._gradients(self.batches.make(rows), done)
             if self.thawing and self._freezes(epoch):
                 self._drop_frozen_gradients()
             norm = self.fabric.clip_gradients(
@@ -257,7 +296,7 @@ class Trainer:
             diverged |= ~(torch.isfinite(loss) & torch.isfinite(norm))
             self.optimiser.step()
             self.schedule.step()
-            total += orientation.detach()
+            total += orientation
             if (step % STEPS_BETWEEN_LOOKS == 0 or step == self.steps_per_epoch) and diverged:
                 raise ModelError(DIVERGED)
             advance(1, "")

@@ -49,16 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error))
     except Exception as error:
         LOG.exception("unexpected error", extra={"quiet": True})
-        if _out_of_memory(error):
+        from cryoforum_plugin.network.memory import out_of_memory
+
+        if out_of_memory(error):
             return _failed(_MEMORY)
         return _failed(f"unexpected {type(error).__name__}: {error} (details in log.txt)")
     return 0
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Tell whether Python, a GPU (`torch.OutOfMemoryError`) or torch's CPU allocator ran out of memory."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 _MEMORY = (
