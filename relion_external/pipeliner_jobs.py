@@ -16,7 +16,7 @@ from pipeliner.node_factory import create_node
 from pipeliner.pipeliner_job import ExternalProgram, PipelinerCommand, PipelinerJob, Ref
 
 from cryoforum_plugin import __version__
-from relion_external.pipeliner_options import CHOOSING, CRITERIA, INPUTS, TRAINING, make_options
+from relion_external.pipeliner_options import CHOOSING, CRITERIA, DEVICES, INPUTS, TRAINING, make_options
 from relion_external.pipeliner_results import recorded_figures, results
 
 PROGRAM = "cryoforum-relion"
@@ -169,7 +169,7 @@ class TrainJob(CryoforumJob):
     SUMMARY = "Learn orientations from refined particles"
     PARTICLES = "Refined particles:"
     PARTICLES_HELP = "Particles with refined orientations, for example run_data.star of a 3D refinement."
-    OPTIONS = ("in_parts", "symmetry", "contrast", *TRAINING, "device")
+    OPTIONS = ("in_parts", "symmetry", "contrast", *TRAINING, *DEVICES)
     DEFAULTS = (("symmetry", "C1"),)
     MADE = ("model/model.pt", "logfile.pdf")
 
@@ -230,7 +230,7 @@ class PipelineJob(CryoforumJob):
         *("in_parts", "in_mask", "train_particles", "symmetry", "contrast", *TRAINING),
         *(name for name in CRITERIA if name != "auto"),  # it is the default
         *CHOOSING,
-        *("views", "refine", "reconstruct", "device"),
+        *("views", "refine", "reconstruct", *DEVICES),
     )
     DEFAULTS = (("symmetry", "C1"), ("reconstruct", True))
     MADE = ("model/model.pt", "predicted.star", "selected.star", "logfile.pdf")

@@ -23,6 +23,7 @@ INPUTS = ("in_parts", "in_mask")  # what RELION's own Input tab has comes before
 CRITERIA = ("min_confidence", "max_error", "keep", "max_outlier", "target", "auto")
 CHOOSING = ("images", "balance_views")  # how to select, but nothing to select by
 TRAINING = ("preset", "epochs", "seed", "cache_dir", "config", "set")
+DEVICES = ("device", "devices", "num_nodes")
 _SYMMETRY = r"(C[1-9][0-9]{0,2}|D[1-9][0-9]{0,2}Y?|T|O|I[1-4]?)$"
 
 _particles = partial(
@@ -232,6 +233,22 @@ def _output() -> dict[str, Any]:
             in_continue=True,
             validation_regex=r"(auto|cpu|cuda(:\d+)?)$",
             regex_error_message="Must be auto, cpu, cuda or cuda:N",
+            jobop_group="Running options",
+        ),
+        "devices": IntJobOption(
+            label="Devices that share the training:",
+            default_value=1,
+            hard_min=1,
+            help_text="So many GPUs (or, with device cpu, parts of the processor) of each machine train one model together.",
+            in_continue=True,
+            jobop_group="Running options",
+        ),
+        "num_nodes": IntJobOption(
+            label="Machines that share the training:",
+            default_value=1,
+            hard_min=1,
+            help_text="So many machines of the SLURM job train one model together.",
+            in_continue=True,
             jobop_group="Running options",
         ),
     }

@@ -68,7 +68,7 @@ def normalise_background(images: Tensor, radius_px: float) -> Tensor:
     constant = variance <= (1e-6 * mean).square()  # to rounding
     scale = torch.where(constant, torch.inf, variance).rsqrt()
     offset = torch.where(no_noise, whole_mean, torch.zeros_like(mean))
-    if centred.is_cuda or no_noise.any():  # a look at the numbers would make a GPU wait
+    if centred.device.type != "cpu" or no_noise.any():  # a look at the numbers would make a GPU wait
         centred -= offset[:, None]
     return centred.mul_(scale[:, None]).view_as(images)
 

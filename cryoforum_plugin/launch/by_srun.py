@@ -46,20 +46,18 @@ def start_by_srun(
     key = secrets.token_bytes(32)
     listener = Listener(("", 0), authkey=key)
     address = f"{socket.gethostname()}:{listener.address[1]}"
+    cpus = int(environment.get("SLURM_CPUS_ON_NODE", 0)) // devices.count
+    options = [
+        f"--nodes={devices.nodes}",
+        f"--ntasks={devices.world}",
+        f"--ntasks-per-node={devices.count}",
+        *([f"--cpus-per-task={cpus}"] if cpus else []),  # or srun takes one for each, or all for the first
+        "--kill-on-bad-exit=1",
+        "--export=ALL",
+    ]
     with open(stderr, "wb") as file:
         popen = subprocess.Popen(
-            [
-                "srun",
-                f"--nodes={devices.nodes}",
-                f"--ntasks={devices.world}",
-                f"--ntasks-per-node={devices.count}",
-                "--kill-on-bad-exit=1",
-                "--export=ALL",
-                sys.executable,
-                "-m",
-                "cryoforum_plugin.launch.rank",
-                address,
-            ],
+            ["srun", *options, sys.executable, "-m", "cryoforum_plugin.launch.rank", address],
             env=environment | {KEY: key.hex()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

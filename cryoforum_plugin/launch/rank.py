@@ -94,13 +94,14 @@ def lost_connection(error: BaseException) -> bool:
 
 
 def _portable(error: Exception) -> Exception:
-    """`error` with its traceback as a note, as something that can be sent."""
-    error.add_note(traceback.format_exc())
+    """`error`, or what it says, as something that can be sent; with its traceback as a note."""
     try:
         pickle.loads(pickle.dumps(error))
+        sent = error
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        sent = RuntimeError(f"{type(error).__name__}: {error}")
+    sent.add_note(traceback.format_exc())
+    return sent
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

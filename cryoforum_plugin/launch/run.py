@@ -224,7 +224,7 @@ class _Watch:
                     process.temporary.add(values[0])
         process.connection.close()
         for path in process.temporary:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _environment(meeting: Meeting, sharing: int) -> dict[str, str]:
