@@ -36,7 +36,7 @@ from benchmarks.common import (
 )
 from cryoforum_plugin.confidence.evaluation import evaluate
 from cryoforum_plugin.formats import read_particles
-from cryoforum_plugin.learning.loop import default_epochs, epoch_images
+from cryoforum_plugin.learning.epochs import default_epochs, epoch_images
 from cryoforum_plugin.learning.pairs import pairs_in_epoch
 from cryoforum_plugin.particles import IntArray, ParticleSet
 from cryoforum_plugin.particles.splitting import split_rows

@@ -17,6 +17,7 @@ from cryoforum_plugin.atomic import atomic_file
 from cryoforum_plugin.errors import DeviceError, ModelError
 from cryoforum_plugin.learning.balance import view_weights, weighted_rows
 from cryoforum_plugin.learning.batches import Batch, BatchMaker, Rows, Share
+from cryoforum_plugin.learning.epochs import epoch_images, shared_batch_size
 from cryoforum_plugin.learning.label_noise import LabelNoise
 from cryoforum_plugin.learning.losses import (
     curriculum,
@@ -26,14 +27,14 @@ from cryoforum_plugin.learning.losses import (
     shift_negative_log_likelihood,
 )
 from cryoforum_plugin.learning.optimiser import frozen_parts, make_optimiser
-from cryoforum_plugin.learning.pairs import pairs_in_epoch, random_pairs, stratified_pairs
+from cryoforum_plugin.learning.pairs import random_pairs, stratified_pairs
 from cryoforum_plugin.learning.shared_norm import gather, share_batch_norm
 from cryoforum_plugin.learning.validation import Labels, ValidationData, validate
 from cryoforum_plugin.network import PoseNetwork
 from cryoforum_plugin.network.memory import out_of_memory
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
-from cryoforum_plugin.settings import Settings, TrainingSettings
+from cryoforum_plugin.settings import Settings
 
 LOG = logging.getLogger("cryoforum")
 DIVERGED = "training diverged (the loss or its gradient is not finite); lower training.learning_rate"
@@ -341,23 +342,3 @@ class Trainer:
                 f"{path} cannot be resumed from ({error}); train again with --overwrite"
             ) from error
         return True
-
-
-def epoch_images(particles: int, settings: TrainingSettings) -> int:
-    """Images shown in one epoch: each particle once, but at least 2,048 (few particles: several times).
-
-    In siamese training, both images of every pair of the epoch.
-    """
-    if settings.branches == "siamese":
-        return 2 * pairs_in_epoch(particles, settings.pair_fraction)
-    return max(particles, 2048)
-
-
-def shared_batch_size(batch_size: int, processes: int) -> int:
-    """Images (pairs) of a batch that `processes` can share evenly: at least `batch_size`."""
-    return -(-batch_size // processes) * processes
-
-
-def default_epochs(particles: int, settings: TrainingSettings) -> int:
-    """Epochs that show about `settings.samples` images, between 8 and 200."""
-    return min(200, max(8, round(settings.samples / epoch_images(particles, settings))))

@@ -21,7 +21,8 @@ from cryoforum_plugin.errors import ModelError, SettingsError
 from cryoforum_plugin.images.cache import remove_cache
 from cryoforum_plugin.images.identity import image_keys
 from cryoforum_plugin.learning.batches import BatchMaker
-from cryoforum_plugin.learning.loop import Trainer, default_epochs, shared_batch_size
+from cryoforum_plugin.learning.epochs import default_epochs, shared_batch_size
+from cryoforum_plugin.learning.loop import Trainer
 from cryoforum_plugin.learning.validation import ValidationData
 from cryoforum_plugin.maps.given import ShownMap, calibration_source, simulated_from
 from cryoforum_plugin.network.device import Precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,16 @@ def test_the_commands(cryosparc_server: fixtures.Server, source: Source, tmp_pat
         page = CliRunner().invoke(main, [command, "--help"])
         assert "--model-dir" in page.output
         assert "password" not in page.output
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_two_processes_share_the_training_and_one_talks_to_cryosparc(
+    cryosparc_server: fixtures.Server, source: Source, tmp_path: Path
+) -> None:
+    request = Request(
+        source, tmp_path / "model", train=tiny_settings(), predict=False, device="cpu", devices=2
+    )
+    uid = run(request)
+    assert cryosparc_server.state.jobs["P1", uid]["status"] == "completed"
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["processes"] == 2
+    assert "epoch 1/1" in (tmp_path / "model" / "log.txt").read_text()

@@ -12,7 +12,7 @@ from torch import nn
 from cryoforum_plugin.launch import Devices, Place
 from cryoforum_plugin.launch.run import run_in_processes
 from cryoforum_plugin.learning.batches import Share
-from cryoforum_plugin.learning.loop import shared_batch_size
+from cryoforum_plugin.learning.epochs import shared_batch_size
 from cryoforum_plugin.learning.shared_norm import SharedBatchNorm2d, share_batch_norm
 from cryoforum_plugin.network.encoder import Encoder, fused_for_inference
 

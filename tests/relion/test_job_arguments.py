@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from cryoforum_plugin.errors import HostError
+from cryoforum_plugin.host_job.steps import AGAIN
+from cryoforum_plugin.launch import Devices
 from relion_external.job.command_line import job_folder, parse_job
+from relion_external.job.learning import devices_of
 from relion_external.job.parameters import Job
 from relion_external.job.worker import in_gui_words
 
@@ -124,4 +127,33 @@ def test_messages_of_the_core_speak_of_the_gui() -> None:
     assert in_gui_words("loosen (or use --auto)") == "loosen (or use the parameter auto)"
     assert in_gui_words("m exists already; choose another output or pass --overwrite").endswith(
         "start a new job"
+    )
+
+
+def test_devices_that_share_a_training() -> None:
+    job = parse_job(
+        [
+            "--o",
+            "External/job001/",
+            "--in_parts",
+            "a.star",
+            "--job",
+            "train",
+            "--devices",
+            "4",
+            "--num_nodes",
+            "2",
+        ]
+    )
+    assert devices_of(job) == Devices("auto", 4, 2)
+    assert (
+        "devices"
+        in parse_job(
+            ["--o", "o", "--in_parts", "a", "--job", "select", "--auto", "yes", "--devices", "4"]
+        ).unused()
+    )
+    message = in_gui_words("--devices 4: torch sees 1 CUDA device here; give --device cuda")
+    assert message == "devices 4: torch sees 1 CUDA device here; give device cuda"
+    assert in_gui_words(f"process 2 of 4 was killed; {AGAIN}").endswith(
+        "; press Continue, which goes on from the last checkpoint"
     )
