@@ -50,7 +50,7 @@ def train(work: Path, model: str, epochs: int, *options: object) -> float:
 
 def _epoch_images(model: Path) -> int:
     """Images that steps of one epoch show: whole batches."""
-    from cryoforum_plugin.learning.loop import epoch_images
+    from cryoforum_plugin.learning.epochs import epoch_images
     from cryoforum_plugin.settings import Settings, with_values
 
     config = json.loads((model / "config.json").read_text())

@@ -181,7 +181,7 @@ def build_cache(model: Model, particles: ParticleSet, device: torch.device, work
 
 def epoch_rate(model: Path) -> float:
     """Images trained a second, of all epochs but the first."""
-    from cryoforum_plugin.learning.loop import epoch_images
+    from cryoforum_plugin.learning.epochs import epoch_images
     from cryoforum_plugin.settings import Settings, with_values
 
     with open(model / "metrics.csv", newline="") as file:
