@@ -61,10 +61,10 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place when the block ends well.
 
-    Raises OutputError if `path` exists and `overwrite` is false, or if writing fails (disk full,
+    sync : wait until it is on the disk. Raises OutputError if `path` exists and `overwrite` is false, or if writing fails (disk full,
     permissions); in every failure the old file is left as it was and the temporary file is removed.
     """
     check_file(path, overwrite)
@@ -78,8 +78,9 @@ def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     _tell(temporary)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

@@ -198,4 +198,5 @@ def test_full_disk_leaves_the_old_output(case: Path, data: Path, monkeypatch: py
     refused = cryoforum("predict", data / "model", case / "p.star", "-o", out, "--overwrite", "--quiet")
     assert_refused(refused, "No space left on device")
     assert out.read_text() == "old"
-    assert sorted(path.name for path in case.iterdir()) == ["out.star", "p.mrcs", "p.star"]
+    kept = [".out.star.journal", "out.star", "p.mrcs", "p.star"]  # the work is not lost
+    assert sorted(path.name for path in case.iterdir()) == kept

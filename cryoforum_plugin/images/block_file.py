@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -31,6 +32,8 @@ PATIENCE_S = 300.0  # after which a block that another process should have made 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Make = Callable[[slice], NDArray[np.float16]]
+# errors of file systems that cannot reserve space: then a full disk is told of while images are written
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF)
 
 
 @dataclass(frozen=True)
@@ -181,12 +184,18 @@ class BlockFile:
             os.close(records)
 
     def _reserve(self) -> None:
-        with open(self.path, "ab") as file:
-            if os.fstat(file.fileno()).st_size == self.size_bytes:
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if os.fstat(file).st_size == self.size_bytes:
                 return
-            os.ftruncate(file.fileno(), self.size_bytes)
+            os.ftruncate(file, self.size_bytes)
             if hasattr(os, "posix_fallocate"):  # not on macOS
-                os.posix_fallocate(file.fileno(), 0, self.size_bytes)
+                os.posix_fallocate(file, 0, self.size_bytes)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+        finally:
+            os.close(file)
 
     def _failure(self, error: OSError) -> OutputError:
         parent = self.folder

@@ -71,12 +71,21 @@ class ImagePipeline:
         return np.array(working)[inverse.reshape(-1)]
 
     def read(self, rows: IntArray) -> Tensor:
-        """Original images `(b, box, box)` float32 of `rows`, protein bright where the table says how."""
+        """Original images `(b, box, box)` float32 of `rows` on the device, protein bright where the table says how."""
+        return self.on_device(self.read_ahead(rows))
+
+    def on_device(self, images: Tensor) -> Tensor:
+        """Images as `read_ahead` gave them, on the device."""
+        return images.to(self.device, non_blocking=True)
+
+    def read_ahead(self, rows: IntArray) -> Tensor:
+        """As `read`, in memory from which they go to the device without a wait."""
         images = self.reader.read(self.particles.stack_index[rows], self.particles.slice_index[rows])
         sign = (self.particles.contrast_sign[rows] * self.contrast).astype(np.float32)
         if (sign != 1).any():
             images = images * sign[:, None, None]
-        return torch.from_numpy(images).to(self.device)
+        found = torch.from_numpy(images)
+        return found.pin_memory() if self.device.type == "cuda" else found
 
     def read_usable(self, rows: IntArray) -> Tensor:
         """As `read`; raise ImageStackError naming the first image that is constant, NaN or infinite."""

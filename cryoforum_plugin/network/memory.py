@@ -12,11 +12,13 @@ from cryoforum_plugin.errors import DeviceError
 
 LOG = logging.getLogger("cryoforum")
 Result = TypeVar("Result")
+_WORDS = ("can't allocate memory", "cuda error: out of memory", "alloc_failed")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether Python, a GPU or torch's CPU allocator ran out of memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Tell whether Python, a GPU, one of its libraries or torch's CPU allocator ran out of memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in _WORDS)
 
 
 class InParts:

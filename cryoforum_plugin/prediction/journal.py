@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import shutil
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,13 @@ from cryoforum_plugin.particles import IntArray, ParticleSet
 
 LOG = logging.getLogger("cryoforum")
 Columns = dict[str, NDArray[np.float64]]
-IDENTITY, ROW = "identity.json", "row"
+LOCK, ROW = "lock", "row"
 LONGEST_DELAY_S = 90.0  # of a network file system, until a folder shows what another machine wrote
 
 
 def journal_of(output: Path) -> Path:
     """The folder beside the table `output` in which its journal lies until that is written."""
     return output.with_name(f".{output.name}.journal")
-
-
-def remove_journal(folder: Path) -> None:
-    """Remove a journal, once the table is written."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def stack_states(particles: ParticleSet) -> str:
@@ -45,40 +43,54 @@ def stack_states(particles: ParticleSet) -> str:
     return digest.hexdigest()
 
 
+def row_states(particles: ParticleSet) -> str:
+    """Checksum of what a prediction depends on in the rows of `particles`, wherever it was read from."""
+    digest = hashlib.sha256(str(len(particles)).encode())
+    columns = [particles.stack_index, particles.slice_index, particles.pixel_size_A, particles.contrast_sign]
+    columns += [particles.half_set, particles.optics_group]
+    columns += [] if particles.ctf is None else list(vars(particles.ctf).values())
+    for values in columns:
+        digest.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+    return digest.hexdigest()
+
+
 class Journal:
     """A folder with a file for each chunk of rows that is done: their numbers and, by column, what was found.
 
-    Files appear whole; several processes may write different chunks. A journal of something else than
-    `identity` (plain data) is begun anew.
+    Files appear whole, and carry in their names what they are of (`identity`, plain data), so that those of another
+    prediction are never taken for ones of this. Several processes may write different chunks.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder, self.identity = folder, json.dumps(identity, sort_keys=True)
-        if folder.exists() and _read(folder / IDENTITY) != self.identity:
-            LOG.info("%s: of another prediction, begun anew", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+        self.folder = folder
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number:07d}.npz"
+        return self.folder / f"{number:07d}-{self.key}.npz"
+
+    def chunks(self) -> set[int]:
+        """Numbers of the chunks that are there."""
+        return {int(path.name[:7]) for path in self.folder.glob(f"[0-9]*-{self.key}.npz")}
 
     def done(self, number: int) -> bool:
         """Whether chunk `number` is there and undamaged."""
-        if not self._path(number).exists():
+        path = self._path(number)
+        if not path.exists():
             return False
         try:
             self.read(number)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            LOG.warning("%s is damaged (%s); its particles are predicted again", self._path(number), error)
-            self._path(number).unlink(missing_ok=True)
+            LOG.warning("%s is damaged (%s); its particles are predicted again", path, error)
             return False
         return True
 
     def write(self, number: int, rows: IntArray, columns: Columns) -> None:
         """Keep what was found of `rows` `(n,)`: columns `(n, ...)` by name. Raises OutputError."""
-        if not (self.folder / IDENTITY).exists():
-            with atomic_file(self.folder / IDENTITY, overwrite=True) as temporary:
-                temporary.write_text(self.identity)
-        with atomic_file(self._path(number), overwrite=True) as temporary, open(temporary, "wb") as file:
+        # not brought to the disk at once: a chunk that a power cut damages is done again
+        with (
+            atomic_file(self._path(number), overwrite=True, sync=False) as temporary,
+            open(temporary, "wb") as file,
+        ):
             np.savez(file, **{ROW: rows, **columns})  # type: ignore[arg-type]
 
     def read(self, number: int) -> tuple[IntArray, Columns]:
@@ -92,7 +104,7 @@ class Journal:
         found: Columns = {}
         filled, numbers, until = 0, set[int](), time.monotonic() + LONGEST_DELAY_S
         while filled < count:
-            there = {int(path.stem) for path in self.folder.glob("*.npz")} - numbers
+            there = self.chunks() - numbers
             if not there and time.monotonic() > until:
                 raise OutputError(f"{self.folder} holds {filled} of {count} particles; start again as before")
             if not there:  # other machines wrote them, and a network file system may show them late
@@ -105,20 +117,51 @@ class Journal:
     def _collect(self, number: int, count: int, found: Columns) -> int:
         """Put chunk `number` into the columns `found`; return how many rows it has."""
         rows, columns = self.read(number)
+        if not found:
+            found |= {name: np.full((count, *values.shape[1:]), np.nan) for name, values in columns.items()}
+        if found.keys() != columns.keys():
+            raise OutputError(f"{self._path(number)} holds other columns than the rest; remove {self.folder}")
         for name, values in columns.items():
-            if name not in found:
-                found[name] = np.empty((count, *values.shape[1:]))
             found[name][rows] = values
         return len(rows)
 
     def drop_if_empty(self) -> None:
         """Remove a folder without any chunk."""
-        if not any(self.folder.glob("*.npz")):
+        if not self.chunks():
             remove_journal(self.folder)
 
 
-def _read(path: Path) -> str:
+@contextmanager
+def opened(journal: Journal) -> Iterator[None]:
+    """Let nobody else write into a journal's folder, and remove what is in it of other predictions.
+
+    Raises OutputError where another run is at work there, or the folder cannot be written. An empty one is removed.
+    """
+    folder = journal.folder
     try:
-        return path.read_text()
-    except OSError:
-        return ""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "w")  # noqa: SIM115
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another run writes the journal {folder}; wait for its end, or choose another output"
+            ) from error
+        except OSError as error:  # a file system without locks
+            LOG.warning("%s cannot be locked (%s); let only one run write this output", folder, error)
+        kept = {journal._path(number).name for number in journal.chunks()} | {LOCK}
+        for path in folder.iterdir():
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            journal.drop_if_empty()
+
+
+def remove_journal(folder: Path) -> None:
+    """Remove a journal, once the table is written."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cryoforum_plugin.launch.run import run_in_processes
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model, load_model
 from cryoforum_plugin.particles import ParticleSet, Prediction
-from cryoforum_plugin.prediction.journal import Journal
+from cryoforum_plugin.prediction.journal import Journal, opened
 from cryoforum_plugin.prediction.run import (
     PredictOptions,
     collect,
@@ -50,7 +51,7 @@ def predict_on(
             model, particles, device, precision, options, journal=journal, identity=identity
         )
     options = with_refinement_decided(model, particles, options)
-    known = journal_identity(particles, identity)
+    known = journal_identity(particles, precision, identity)
     arguments = {
         "devices": devices,
         "model_dir": model.directory,
@@ -60,11 +61,12 @@ def predict_on(
         "journal": journal,
         "identity": known,
     }
+    done = Journal(journal, known)
     try:
         first = run_in_processes(f"{__name__}:predict_here", arguments, devices, again)
     finally:
-        Journal(journal, known).drop_if_empty()
-    return collect(model, particles, options, Journal(journal, known)) if first else None
+        done.drop_if_empty()
+    return collect(model, particles, precision, options, done, identity) if first else None
 
 
 def predict_here(
@@ -80,12 +82,10 @@ def predict_here(
 ) -> bool:
     """Predict this process's share of the chunks into the journal; return when all have done theirs."""
     fabric = make_fabric(devices, precision, place)
-    if place.rank == 0:
-        Journal(journal, identity)  # an old one is removed once
-    fabric.barrier()
     done, share = Journal(journal, identity), (place.rank, place.world)
-    predict_chunks(
-        load_model(model_dir, fabric.device), particles, fabric.device, precision, options, done, share
-    )
-    fabric.barrier()
+    with opened(done) if place.rank == 0 else nullcontext():
+        fabric.barrier()
+        model = load_model(model_dir, fabric.device)
+        predict_chunks(model, particles, fabric.device, precision, options, done, share)
+        fabric.barrier()
     return True

@@ -55,7 +55,7 @@ class Predictor:
         batches = (
             (number, rows) for number, chunk in enumerate(chunks) for rows in self.pipeline.batches(chunk, batch_size)
         )  # fmt: skip
-        read = in_order(lambda batch: self.pipeline.read(batch[1]), batches, READERS)
+        read = in_order(lambda batch: self.pipeline.read_ahead(batch[1]), batches, READERS)
         found = on_each_core(lambda item: self._answers(item[0][1], item[1]), read, self.pipeline.device)
         for _, of_chunk in groupby(found, key=lambda item: item[0][0][0]):
             parts = []
@@ -67,11 +67,14 @@ class Predictor:
     @torch.no_grad()  # not inference_mode: roma caches tensors that training then could not use
     def _answers(self, rows: IntArray, originals: Tensor) -> list[tuple[Tensor | None, ...]]:
         """Network answers of one batch, in parts that the device's memory holds."""
+        return self.in_parts(lambda part: self._part(rows[part], originals[part]), len(rows))
+
+    def _part(self, rows: IntArray, read: Tensor) -> tuple[Tensor | None, ...]:
+        originals = self.pipeline.on_device(read)
         bad = unusable(originals)
         if bad.any():
             originals = torch.where(bad[:, None, None], torch.zeros_like(originals), originals)
-        off = bad.cpu()
-        return self.in_parts(lambda part: self._batch(rows[part], originals[part], off[part]), len(rows))
+        return self._batch(rows, originals, bad.cpu())
 
     def _batch(self, rows: IntArray, originals: Tensor, bad: Tensor) -> tuple[Tensor | None, ...]:
         """Network answers of one batch, in Å and radians; NaN where `bad` `(b,)`."""

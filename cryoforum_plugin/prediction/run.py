@@ -23,21 +23,29 @@ from cryoforum_plugin.confidence.calibration import (
 from cryoforum_plugin.confidence.likeness import Likeness, Unlikeness, figures_of, unlikeness
 from cryoforum_plugin.confidence.outliers import OutlierModel
 from cryoforum_plugin.confidence.raw import RawPrediction
-from cryoforum_plugin.errors import ModelError, SettingsError, UnusableImagesError
+from cryoforum_plugin.errors import ImageStackError, ModelError, SettingsError, UnusableImagesError
 from cryoforum_plugin.geometry import symmetry_group
 from cryoforum_plugin.images.contrast import check_contrast
+from cryoforum_plugin.images.pipeline import ImagePipeline
+from cryoforum_plugin.images.read_ahead import in_order
 from cryoforum_plugin.maps.given import SIMULATED_IMAGES
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import FloatArray, IntArray, ParticleSet, Prediction
 from cryoforum_plugin.prediction.images import image_pipeline
-from cryoforum_plugin.prediction.journal import Columns, Journal, stack_states
+from cryoforum_plugin.prediction.journal import (
+    Columns,
+    Journal,
+    opened,
+    remove_journal,
+    row_states,
+    stack_states,
+)
 from cryoforum_plugin.prediction.members import assign
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.refining import refiner_for, refines
 from cryoforum_plugin.prediction.views import VIEW_COUNTS
 from cryoforum_plugin.progress import Advance, progress
-from cryoforum_plugin.refinement.refine import Refiner
 from cryoforum_plugin.settings import DEFAULT_VIEWS
 
 LOG = logging.getLogger("cryoforum")
@@ -102,12 +110,11 @@ def predict_particles(
     """
     options = with_refinement_decided(model, particles, options)
     with TemporaryDirectory(prefix="cryoforum-") as temporary:
-        done = Journal(journal or Path(temporary), journal_identity(particles, identity or {}))
-        try:
+        known = journal_identity(particles, precision, identity or {})
+        done = Journal(journal or Path(temporary) / "journal", known)
+        with opened(done):
             predict_chunks(model, particles, device, precision, options, done)
-        finally:
-            done.drop_if_empty()
-        return collect(model, particles, options, done)
+            return collect(model, particles, precision, options, done, identity or {})
 
 
 def with_refinement_decided(model: Model, particles: ParticleSet, options: PredictOptions) -> PredictOptions:
@@ -115,9 +122,17 @@ def with_refinement_decided(model: Model, particles: ParticleSet, options: Predi
     return replace(options, refine=refines(model, particles, options.refine, options.reference))
 
 
-def journal_identity(particles: ParticleSet, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a journal must agree in: `identity`, the stacks as they are now, and how rows are divided."""
-    return {**identity, "stacks": stack_states(particles), "chunks": [ROWS_AT_ONCE, COMMON_BOX_PX]}
+def journal_identity(
+    particles: ParticleSet, precision: Precision, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a journal must agree in: `identity`, rows and stacks as they are now, and how rows are divided."""
+    return {
+        **identity,
+        "rows": row_states(particles),
+        "stacks": stack_states(particles),
+        "precision": precision,
+        "chunks": [ROWS_AT_ONCE, COMMON_BOX_PX, CHUNKS, FEWEST],
+    }
 
 
 def predict_chunks(
@@ -146,26 +161,55 @@ def predict_chunks(
     own = every[share[0] :: share[1]]
     left = [(number, of_model, rows) for number, (of_model, rows) in own if not journal.done(number)]
     total, missing = (sum(len(item[-1]) for item in some) for some in ([c for _, c in own], left))
-    if missing < total:
-        LOG.warning(
-            "going on with a prediction that was stopped: %d of %d particles are done", total - missing, total
-        )
-    with progress("predicting", missing, options.quiet) as advance:
+    with progress("predicting", total, options.quiet) as advance:
+        if missing < total:
+            LOG.info(
+                "going on with a prediction that was stopped: %d of %d particles are done",
+                total - missing,
+                total,
+            )
+            advance(total - missing, "")
         for of_model, member in enumerate(model.alone):
             todo = [(number, rows) for number, model_number, rows in left if model_number == of_model]
-            if not todo:
-                continue
-            seen_by = replace(pipeline, box=member.box)
-            predictor = Predictor(member, seen_by, precision, options.views)
-            refining = refiner_for(member, seen_by, options.reference) if options.refine else None
-            # a particle is done when it is refined
-            told = advance if refining is None else lambda count, note: advance(0, note)
-            answers = predictor.stream([rows for _, rows in todo], _batch_size(options, device), told)
-            for (number, rows), raw in zip(todo, answers, strict=True):
-                found, off = _calibrated(member, raw, refining, rows, options, advance)
-                in_training = np.where(np.isnan(found.confidence), np.nan, seen[rows])
-                columns = _columns(replace(found, in_training=in_training))
-                journal.write(number, rows, columns | {DEVIATIONS: off})
+            if todo:
+                seen_by = replace(pipeline, box=member.box)
+                _predict(member, seen_by, precision, options, todo, seen, journal, advance)
+
+
+def _predict(
+    model: Model,
+    pipeline: ImagePipeline,
+    precision: Precision,
+    options: PredictOptions,
+    todo: list[tuple[int, IntArray]],
+    seen: FloatArray,
+    journal: Journal,
+    advance: Advance,
+) -> None:
+    """Predict the chunks `todo` with one model into the journal."""
+    predictor = Predictor(model, pipeline, precision, options.views)
+    refining = refiner_for(model, pipeline, options.reference) if options.refine else None
+    # a particle is done when it is refined
+    told = advance if refining is None else lambda count, note: advance(0, note)
+    views = Calibration.of(model.calibration["views"][str(options.views)])
+    answers = predictor.stream([rows for _, rows in todo], _batch_size(options, pipeline.device), told)
+
+    def chunks() -> Iterator[_Chunk]:
+        for (number, rows), raw in zip(todo, answers, strict=True):
+            network = with_widths(raw, views)
+            if refining is None:
+                yield _Chunk(number, rows, raw, network, views)
+            else:
+                yield _Chunk(number, rows, refining[0].refine(rows, network, advance), network, refining[1])
+
+    def finish(chunk: _Chunk) -> None:
+        found, off = _calibrated(model, chunk, options)
+        in_training = np.where(np.isnan(found.confidence), np.nan, seen[chunk.rows])
+        columns = _columns(replace(found, in_training=in_training))
+        journal.write(chunk.number, chunk.rows, columns | {DEVIATIONS: off})
+
+    for _ in in_order(finish, chunks(), threads=1):  # beside the network and the refinement of the next ones
+        pass
 
 
 def _chunks(particles: ParticleSet, chosen: IntArray, box_px: int) -> Iterator[tuple[int, IntArray]]:
@@ -184,13 +228,30 @@ def _batch_size(options: PredictOptions, device: torch.device) -> int:
 
 
 def collect(
-    model: Model, particles: ParticleSet, options: PredictOptions, journal: Journal
+    model: Model,
+    particles: ParticleSet,
+    precision: Precision,
+    options: PredictOptions,
+    journal: Journal,
+    identity: Mapping[str, Any],
 ) -> tuple[Prediction, Unlikeness]:
-    """Prediction of every row in the journal, which holds them all, in the order of `particles`."""
+    """Prediction of every row in the journal, which holds them all, in the order of `particles`.
+
+    Raises ImageStackError where a stack has changed since the journal was begun.
+    """
+    now = Journal(journal.folder, journal_identity(particles, precision, identity))
+    if now.key != journal.key:
+        raise ImageStackError(
+            f"{particles.source}: an image stack was changed while its particles were predicted; start again"
+        )
     columns = journal.collected(len(particles))
     off = columns.pop(DEVIATIONS)
     prediction = Prediction(**columns)
-    _check_usable(prediction, particles)
+    try:
+        _check_usable(prediction, particles)
+    except UnusableImagesError:
+        remove_journal(journal.folder)
+        raise
     assert prediction.outlier_score is not None
     assert prediction.in_training is not None
     usual = [_likeness(member, options, bool(options.refine))[0] for member in model.alone]
@@ -207,25 +268,26 @@ def _columns(prediction: Prediction) -> Columns:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _calibrated(
-    model: Model,
-    raw: RawPrediction,
-    refining: tuple[Refiner, Calibration] | None,
-    rows: IntArray,
-    options: PredictOptions,
-    advance: Advance,
-) -> tuple[Prediction, FloatArray]:
-    """Refine and calibrate what the network says of `rows`; with how far off the usual each lies `(n, m)`."""
-    factors = Calibration.of(model.calibration["views"][str(options.views)])
+@dataclass(frozen=True)
+class _Chunk:
+    """What is known of some rows: raw numbers, refined or not, with what calibrates them, and the network's, calibrated."""
+
+    number: int
+    rows: IntArray
+    raw: RawPrediction
+    network: RawPrediction
+    factors: Calibration
+
+
+def _calibrated(model: Model, chunk: _Chunk, options: PredictOptions) -> tuple[Prediction, FloatArray]:
+    """Calibrate a chunk; with how far off the usual each particle lies `(n, m)`."""
     symmetry, outliers = model.settings.symmetry, OutlierModel(**model.outliers)
-    known, group = with_widths(raw, factors), torch.from_numpy(symmetry_group(symmetry))
-    likeness, of_refined = _likeness(model, options, refining is not None)
-    if refining is not None:
-        refiner, factors = refining
-        raw = refiner.refine(rows, known, advance)
+    raw, known, factors, refined = chunk.raw, chunk.network, chunk.factors, bool(options.refine)
+    group = torch.from_numpy(symmetry_group(symmetry))
+    likeness, of_refined = _likeness(model, options, refined)
     figures = figures_of(raw if of_refined else known, known, outliers, group)[1]
     off, score = likeness.deviations(figures), likeness.score(figures)
-    if refining is None:
+    if not refined:
         return calibrated(raw, factors, score, symmetry=symmetry), off
     found = calibrated(raw, factors, score, known.bingham, symmetry)
     return with_alternatives(found, known, symmetry), off

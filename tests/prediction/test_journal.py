@@ -13,7 +13,7 @@ import starfile
 from chain import TINY, cryoforum, quick_networks, simulate, succeed
 
 from cryoforum_plugin.prediction import run
-from cryoforum_plugin.prediction.journal import Journal, journal_of
+from cryoforum_plugin.prediction.journal import Journal, journal_of, opened
 
 COUNT, CHUNK = 400, 64
 
@@ -121,3 +121,47 @@ def test_a_refused_prediction_leaves_nothing(data: Path, tmp_path: Path) -> None
     )
     assert result.exit_code == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_behind_is_no_chunk(predict: Callable[..., list[int]], tmp_path: Path) -> None:
+    out = tmp_path / "out.star"
+    predict(out, stop=2)
+    (journal_of(out) / ".0000003-abc.xyz.npz").write_bytes(b"half")
+    assert sum(predict(out)) == COUNT - 2 * CHUNK
+    assert not journal_of(out).exists()
+
+
+def test_two_runs_do_not_write_one_output(
+    predict: Callable[..., list[int]], data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.star"
+    with opened(Journal(journal_of(out), {"of": "another run"})):
+        result = cryoforum("predict", data / "model", data / "sim" / "particles.star", "-o", out, "--quiet")
+    assert result.exit_code == 1
+    assert "another run writes" in result.stderr
+
+
+def test_chunks_of_another_prediction_are_not_taken(tmp_path: Path) -> None:
+    rows = np.arange(3)
+    for identity, value in (({"model": "a"}, 1.0), ({"model": "b"}, 2.0)):
+        journal = Journal(tmp_path, identity)
+        assert not journal.done(0)
+        journal.write(0, rows, {"x": np.full(3, value)})
+        assert journal.collected(3)["x"].tolist() == [value] * 3
+
+
+def test_a_stack_that_changes_during_the_prediction(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Journal.write
+
+    def touched(journal: Journal, number: int, rows: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        os.utime(data / "sim" / "second.mrcs", ns=(2 + number, 2 + number))
+        write(journal, number, rows, columns)
+
+    monkeypatch.setattr(Journal, "write", touched)
+    out = tmp_path / "out.star"
+    result = cryoforum("predict", data / "model", data / "sim" / "particles.star", "-o", out, "--quiet")
+    assert result.exit_code == 1
+    assert "was changed while" in result.stderr
+    assert not out.exists()
