@@ -238,17 +238,20 @@ def calibrated(
     outlier_score: FloatArray,
     network: Tensor | None = None,
     symmetry: str = "C1",
+    widened: Tensor | None = None,
 ) -> Prediction:
     """Assemble what is written of each particle; rows that could not be read are NaN throughout.
 
     Where a refined pose may have ended in a wrong basin, confidence and expected error count that in, and the
     posterior is widened until its LEVEL ball holds that much of the mixture of both. network : `(n, 10)` posterior
     that the paper's statistics are of, that of the network before refinement; default `raw`'s own. symmetry :
-    orientation and Bingham numbers are moved together into RELION's asymmetric unit of this group.
+    orientation and Bingham numbers are moved together into RELION's asymmetric unit of this group. widened : what
+    `with_widths` made of the matrices, where that is known already.
     """
     usable = ~raw.unusable
-    safe = torch.where(usable[:, None], raw.bingham.double(), torch.zeros(10, dtype=torch.float64))
-    safe = torch.where(usable[:, None], calibration.widened(safe), safe)
+    if widened is None:
+        widened = with_widths(raw, calibration).bingham
+    safe = torch.where(usable[:, None], widened, torch.zeros(10, dtype=torch.float64))
     if len(symmetry_group(symmetry)) > 1:
         safe = upper_from_matrix(reduce_bingham(matrix_from_upper(safe), symmetry))
     rotation = mode(matrix_from_upper(safe))

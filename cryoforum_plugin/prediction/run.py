@@ -288,7 +288,7 @@ def _calibrated(model: Model, chunk: _Chunk, options: PredictOptions) -> tuple[P
     figures = figures_of(raw if of_refined else known, known, outliers, group)[1]
     off, score = likeness.deviations(figures), likeness.score(figures)
     if not refined:
-        return calibrated(raw, factors, score, symmetry=symmetry), off
+        return calibrated(raw, factors, score, symmetry=symmetry, widened=known.bingham), off
     found = calibrated(raw, factors, score, known.bingham, symmetry)
     return with_alternatives(found, known, symmetry), off
 
