@@ -34,8 +34,11 @@ def appended(done: ParticleSet, new: ParticleSet, source: Path) -> ParticleSet:
         if column.shape[1:] != types[name][1]:
             raise ParticleFileError(f"{source}: field {name} has another shape than in {done.source}")
         types[name] = (_common_type(name, np.dtype(types[name][0]), column, source), types[name][1])
+    alike = {
+        name: column.astype(types[name][0]) for name, column in columns.items()
+    }  # u8 and i8 would join as f8
     records = table_of(
-        {name: np.concatenate([host.records[name], column]) for name, column in columns.items()}, types
+        {name: np.concatenate([host.records[name], column]) for name, column in alike.items()}, types
     )
     result = concatenation.appended(done, new, None)
     joined = replace(host, records=records, rotation=result.rotation, shift_A=result.shift_A)

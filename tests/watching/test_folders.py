@@ -191,6 +191,7 @@ def test_slots_are_matched_by_what_they_hold(tmp_path: Path) -> None:
         (np.array(["a"], "U1"), np.array(["abcd"], "U4"), np.array(["a", "abcd"], "U4")),
         (np.array([1], "<u4"), np.array([2], "<u8"), np.array([1, 2], "<u4")),
         (np.array([1], "<u4"), np.array([2**32 + 2], "<u8"), None),
+        (np.array([2**63 + 1], "<u8"), np.array([2], "<i8"), np.array([2**63 + 1, 2], "<u8")),
         (np.array([1.0], "<f4"), np.array([1e300], "<f8"), None),
         (np.array([1.0], "<f4"), np.array([np.nan], "<f8"), np.array([1.0, np.nan], "<f4")),
         (np.array([1], "<u4"), np.array(["1"], "S1"), None),
