@@ -23,7 +23,8 @@ def appended(done: ParticleSet, new: ParticleSet, source: Path) -> ParticleSet:
 
     source : the table that `new` came from, for messages.
     Fields that only `new` has are left out with a warning.
-    Raises ParticleFileError if `new` lacks a field, or if its image paths start in another folder.
+    Raises ParticleFileError if `new` lacks a field, if a field cannot hold its values, or if its image paths start in
+    another folder.
     """
     host, other = done.host, new.host
     _check_root(host, other, source)
@@ -32,14 +33,35 @@ def appended(done: ParticleSet, new: ParticleSet, source: Path) -> ParticleSet:
     for name, column in columns.items():
         if column.shape[1:] != types[name][1]:
             raise ParticleFileError(f"{source}: field {name} has another shape than in {done.source}")
-        if column.dtype.kind == "S":  # a longer path needs a longer type
-            types[name] = (np.promote_types(types[name][0], column.dtype), ())
+        types[name] = (_common_type(name, np.dtype(types[name][0]), column, source), types[name][1])
+    alike = {
+        name: column.astype(types[name][0]) for name, column in columns.items()
+    }  # u8 and i8 would join as f8
     records = table_of(
-        {name: np.concatenate([host.records[name], column]) for name, column in columns.items()}, types
+        {name: np.concatenate([host.records[name], column]) for name, column in alike.items()}, types
     )
     result = concatenation.appended(done, new, None)
     joined = replace(host, records=records, rotation=result.rotation, shift_A=result.shift_A)
     return replace(result, host=joined)
+
+
+def _common_type(name: str, known: np.dtype[Any], column: NDArray[Any], source: Path) -> np.dtype[Any]:
+    """Return the type of the joined field: that of the first table, with room for the longer texts of both."""
+    texts = [dtype.kind in "SU" for dtype in (known, column.dtype)]
+    if all(texts):
+        return np.promote_types(known, column.dtype)
+    with np.errstate(all="ignore"):
+        fits = not any(texts) and (np.can_cast(column.dtype, known) or _equal(column.astype(known), column))
+    if not fits:
+        raise ParticleFileError(
+            f"{source}: field {name} holds values ({column.dtype}) that do not fit that of the particles before it "
+            f"({known}); keep them apart"
+        )
+    return known
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    return np.array_equal(a, b, equal_nan=all(column.dtype.kind in "fc" for column in (a, b)))
 
 
 def _columns(host: CsHost, other: CsHost, source: Path) -> dict[str, NDArray[Any]]:

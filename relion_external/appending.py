@@ -12,6 +12,7 @@ import numpy as np
 from cryoforum_plugin.errors import ParticleFileError
 from cryoforum_plugin.particles import ParticleSet, concatenation
 from relion_external.star import Table
+from relion_external.tokens import quote, unquote
 
 logger = logging.getLogger("cryoforum")
 
@@ -98,21 +99,26 @@ def _number(group: dict[str, str]) -> int:
     return int(float(group[GROUP]))
 
 
+def _name(group: dict[str, str]) -> str:
+    return unquote(group.get(NAME, ""))
+
+
 def _with_group(optics: Table, group: dict[str, str], source: Path) -> tuple[Table, int]:
     """Return the table with `group` in it, and its number there."""
-    known, name = _groups(optics), group.get(NAME, "")
+    known, name = _groups(optics), _name(group)
     own_name = re.compile(rf"{re.escape(name)}(_\d+)?")
     for other in known:
-        if own_name.fullmatch(other.get(NAME, "")) and _alike(group, other):
+        if own_name.fullmatch(_name(other)) and _alike(group, other):
             return optics, _number(other)
-    names = {other.get(NAME) for other in known}
+    names = {_name(other) for other in known if NAME in other}
     number = max(map(_number, known), default=0) + 1
     added = group | {GROUP: str(number)}
     if name in names:
-        added[NAME] = next(n for k in range(2, len(names) + 3) if (n := f"{name}_{k}") not in names)
+        free = next(n for k in range(2, len(names) + 3) if (n := f"{name}_{k}") not in names)
+        added[NAME] = quote(free)
         logger.warning(
             "%s: optics group %s is not what it is in the particles before it; it becomes %s",
-            source, name, added[NAME],
+            source, name, free,
         )  # fmt: skip
     row = " ".join(added[label] for label in optics.labels)
     return replace(optics, rows=(*optics.rows, row)), number

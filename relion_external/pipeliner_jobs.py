@@ -196,7 +196,7 @@ class PredictJob(CryoforumJob):
         "views",
         "refine",
         "reconstruct",
-        "device",
+        *DEVICES,
     )
     MADE = ("predicted.star", "logfile.pdf")
 

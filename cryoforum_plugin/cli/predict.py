@@ -45,7 +45,8 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
     from cryoforum_plugin import formats
     from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.launch import Devices
-    from cryoforum_plugin.launch.devices import check_devices
+    from cryoforum_plugin.launch.devices import check_devices, parent_device
+    from cryoforum_plugin.launch.run import check_started
     from cryoforum_plugin.network.device import choose_precision
     from cryoforum_plugin.network.model import load_model
     from cryoforum_plugin.prediction.figures import figures_of
@@ -60,15 +61,16 @@ def command(model_dir: Path, particles: Path, output: Path, **options: Any) -> N
             check_file(path, options["overwrite"])
     formats.adapter_for(output)
     devices = Devices(options["device"], options["devices"], options["num_nodes"])
-    device = check_devices(devices)
-    model = load_model(model_dir, device)
+    check_started(devices)
+    precision = choose_precision(options["precision"], check_devices(devices))
+    model = load_model(model_dir, parent_device(devices))
     table = ready(model, formats.read_particles(particles, options["data_root"]))
     start = time.monotonic()
     found = predict_on(
         devices,
         model,
         table,
-        choose_precision(options["precision"], device),
+        precision,
         choices,
         journal=journal_of(output),
         identity=prediction_identity(particles, model_dir, choices),

@@ -88,6 +88,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     from cryoforum_plugin.atomic import check_file
     from cryoforum_plugin.launch import Devices
     from cryoforum_plugin.launch.devices import check_devices
+    from cryoforum_plugin.launch.run import check_started
     from cryoforum_plugin.maps.given import read_shown_map
     from cryoforum_plugin.network.device import choose_precision
     from cryoforum_plugin.report import write_report
@@ -100,6 +101,7 @@ def command(particles: tuple[Path, ...], model_dir: Path, **options: Any) -> Non
     if options["json_file"] is not None:
         check_file(options["json_file"], options["overwrite"])
     devices = Devices(options["device"], options["devices"], options["num_nodes"])
+    check_started(devices)
     precision = choose_precision(options["precision"], check_devices(devices))
     inputs = (options["ctf_from"],) if alone else particles
     table = formats.read_many(inputs, options["data_root"])

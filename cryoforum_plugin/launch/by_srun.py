@@ -18,14 +18,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from pathlib import Path
 
 from cryoforum_plugin.errors import ProcessError
-from cryoforum_plugin.launch.place import Devices, Place
+from cryoforum_plugin.launch.place import Devices, Meeting, Place, free_port
 from cryoforum_plugin.launch.talk import hear, tell
 
 START_S = 600.0  # until all must have called
+ANSWER_S = 60.0  # for a caller to say who it is
 KEY = "CRYOFORUM_LAUNCH_KEY"
 
 
@@ -38,14 +39,15 @@ def srun_here(devices: Devices, environment: Mapping[str, str] = os.environ) -> 
 
 def start_by_srun(
     devices: Devices, environment: dict[str, str], stderr: Path
-) -> tuple[subprocess.Popen[bytes], list[tuple[Place, Connection]]]:
-    """Start a process for each of `devices`; return `srun` itself and those that called, by rank.
+) -> tuple[subprocess.Popen[bytes], Meeting, tuple[Connection, ...]]:
+    """Start a process for each of `devices`; return `srun` itself, the places of the processes, and connections to them.
 
-    Raises ProcessError where not all call in time.
+    They meet at the first of them, on whichever machine that is. Raises ProcessError where not all call in time.
     """
     key = secrets.token_bytes(32)
-    listener = Listener(("", 0), authkey=key)
-    address = f"{socket.gethostname()}:{listener.address[1]}"
+    server = socket.create_server(("", 0), backlog=devices.world)
+    server.settimeout(0.2)
+    address = f"{socket.gethostname()}:{server.getsockname()[1]}"
     cpus = int(environment.get("SLURM_CPUS_ON_NODE", 0)) // devices.count
     options = [
         f"--nodes={devices.nodes}",
@@ -63,15 +65,8 @@ def start_by_srun(
             stdout=subprocess.DEVNULL,
             stderr=file,
         )
-    calls: queue.Queue[Connection] = queue.Queue()
-
-    def listen() -> None:
-        for _ in range(devices.world):
-            with suppress(AuthenticationError, EOFError, OSError):
-                calls.put(listener.accept())
-
-    threading.Thread(target=listen, daemon=True).start()
-    called: dict[int, tuple[Place, Connection]] = {}
+    calls: queue.Queue[tuple[Place, int, Connection]] = queue.Queue()
+    called: dict[int, tuple[Place, int, Connection]] = {}
     limit_s = time.monotonic() + START_S
     try:
         while len(called) < devices.world:
@@ -80,24 +75,48 @@ def start_by_srun(
                     f"srun started {len(called)} of {devices.world} processes on {devices.nodes} machines: "
                     f"{last_line(stderr) or 'it said nothing'}"
                 )
-            with suppress(queue.Empty):
-                connection = calls.get(timeout=0.2)
-                node, local, host = hear(connection)
-                place = Place(node * devices.count + local, devices.world, local, node, host)
-                called[place.rank] = (place, connection)
+            with suppress(TimeoutError):
+                caller = server.accept()[0]
+                threading.Thread(target=_welcome, args=(caller, key, devices, calls), daemon=True).start()
+            while not calls.empty():
+                call = calls.get()
+                called[call[0].rank] = call
     except BaseException:
         popen.terminate()
         raise
     finally:
-        listener.close()
-    return popen, [called[rank] for rank in sorted(called)]
+        server.close()
+    places, ports, connections = zip(*(called[rank] for rank in sorted(called)), strict=True)
+    return popen, Meeting(places, places[0].host, ports[0]), connections
+
+
+def _welcome(
+    caller: socket.socket, key: bytes, devices: Devices, calls: queue.Queue[tuple[Place, int, Connection]]
+) -> None:
+    """Take in a caller who knows the key; others are left to themselves, silent ones for a while."""
+    silent = threading.Timer(ANSWER_S, caller.shutdown, (socket.SHUT_RDWR,))
+    silent.daemon = True
+    connection = Connection(os.dup(caller.fileno()))
+    with caller:
+        silent.start()
+        try:
+            deliver_challenge(connection, key)
+            answer_challenge(connection, key)
+            node, local, host, port = hear(connection)
+        except (AuthenticationError, EOFError, OSError):
+            connection.close()
+            return
+        finally:
+            silent.cancel()
+    calls.put((Place(node * devices.count + local, devices.world, local, node, host), port, connection))
 
 
 def call_back(address: str) -> Connection:
-    """In a process that `srun` started: call the one that wants it."""
+    """In a process that `srun` started: call the one that wants it, and say where the others could meet here."""
     host, _, port = address.rpartition(":")
     connection = Client((host, int(port)), authkey=bytes.fromhex(os.environ.pop(KEY)))
-    tell(connection, int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"]), socket.gethostname())
+    node, local = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_LOCALID"])
+    tell(connection, node, local, socket.gethostname(), free_port())
     return connection
 
 

@@ -46,6 +46,15 @@ def check_devices(devices: Devices) -> torch.device:
     return device
 
 
+def parent_device(devices: Devices) -> torch.device:
+    """Device of the program that was started: the CPU where it only watches processes that have the devices.
+
+    Raises SettingsError where not all of `devices` are there.
+    """
+    device = check_devices(devices)
+    return device if devices.world == 1 else torch.device("cpu")
+
+
 def make_fabric(devices: Devices, precision: Precision, place: Place | None = None) -> Fabric:
     """Fabric of this process, met with those of the other places where there are any.
 

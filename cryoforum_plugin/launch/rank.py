@@ -113,8 +113,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     signal.signal(signal.SIGTERM, _stop)
     parent = _Parent(*sys.argv[1:])
-    place, level, parent.last_words, function, arguments = hear(parent.connection)
+    place, (address, port), level, parent.last_words, function, arguments = hear(parent.connection)
     os.environ |= {"LOCAL_RANK": str(place.local_rank), "NODE_RANK": str(place.node)}  # for Fabric
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    if address == "127.0.0.1" and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names do not always resolve
     threading.Thread(target=parent.outlive, daemon=True).start()
     first = place.rank == 0  # speaks for all
     LOG.setLevel(level)

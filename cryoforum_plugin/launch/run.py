@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -19,9 +18,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from cryoforum_plugin.launch.by_srun import srun_here
-from cryoforum_plugin.launch.place import Devices, Meeting, Place, arrange, free_port
+from cryoforum_plugin.launch.place import Devices, Place, arrange
 from cryoforum_plugin.launch.rank import resolve
 from cryoforum_plugin.launch.watch import Watch
+
+
+def check_started(devices: Devices) -> None:
+    """Raise SettingsError where this command was started on other devices or machines than `devices`, as by `srun -n 4`."""
+    if not srun_here(devices):
+        arrange(devices)
 
 
 def run_in_processes(
@@ -37,8 +42,7 @@ def run_in_processes(
     first), or ProcessError where one was killed. All have ended by then, within seconds, and their temporary files
     are removed.
     """
-    everywhere = srun_here(devices)
-    meeting = Meeting((), socket.gethostname(), free_port()) if everywhere else arrange(devices)
+    meeting = None if srun_here(devices) else arrange(devices)
     if devices.world == 1:
         return resolve(function)(Place(), **arguments)
     with ExitStack() as stack:
@@ -46,10 +50,11 @@ def run_in_processes(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cryoforum-")))
         watch = Watch((function, pickle.dumps(dict(arguments))), folder, again)
         stack.callback(watch.end)
-        if everywhere:
-            watch.start_everywhere(devices, meeting)
-        for place in meeting.places:
-            watch.start(place, meeting)
+        if meeting is None:
+            watch.start_everywhere(devices)
+        else:
+            for place in meeting.places:
+                watch.start(place, meeting)
         return watch.until_done()
 
 

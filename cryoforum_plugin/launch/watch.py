@@ -65,27 +65,28 @@ class Watch:
             passed = (theirs.fileno(), shown.fileno())
             popen = subprocess.Popen(
                 [sys.executable, "-m", "cryoforum_plugin.launch.rank", *map(str, passed)],
-                env=_environment(meeting, len(meeting.places)) | {"TMPDIR": str(self.folder)},
+                env=_environment(len(meeting.places)) | {"TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
                 pass_fds=passed,
             )
         words = f"the program that started this run was killed on {place.host}; {self.again}"
-        self._tell(_Process(place, popen, ours, stderr), "" if self.processes else words)
+        self._tell(_Process(place, popen, ours, stderr), meeting, "" if self.processes else words)
 
-    def start_everywhere(self, devices: Devices, meeting: Meeting) -> None:
+    def start_everywhere(self, devices: Devices) -> None:
         """Start all processes, on the machines of this SLURM job."""
         stderr = self.folder / "stderr"
-        popen, called = start_by_srun(devices, _environment(meeting, devices.count), stderr)
-        for place, connection in called:
-            self._tell(_Process(place, popen, connection, stderr), "")
+        popen, meeting, connections = start_by_srun(devices, _environment(devices.count), stderr)
+        for place, connection in zip(meeting.places, connections, strict=True):
+            self._tell(_Process(place, popen, connection, stderr), meeting, "")
 
-    def _tell(self, process: _Process, last_words: str) -> None:
-        """Say what to do."""
+    def _tell(self, process: _Process, meeting: Meeting, last_words: str) -> None:
+        """Say where to meet the others, and what to do."""
+        where = (meeting.address, meeting.port)
         self.processes.append(process)
         with suppress(OSError):  # it ended at once, which is noticed later
-            tell(process.connection, process.place, LOG.getEffectiveLevel(), last_words, *self.request)
+            tell(process.connection, process.place, where, LOG.getEffectiveLevel(), last_words, *self.request)
 
     def until_done(self) -> Any:
         """Listen until all are done, and return the result; or raise what ended one."""
@@ -190,17 +191,12 @@ class Watch:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _environment(meeting: Meeting, sharing: int) -> dict[str, str]:
-    """Environment of a process: where all meet, its part of the threads that so many share, and modules as they are found here."""
+def _environment(sharing: int) -> dict[str, str]:
+    """Environment of a process: its part of the threads that so many share, and modules as they are found here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS", str(cores)).split(",")[0]) // sharing
-    environment = {
+    return {
         **os.environ,
-        "MASTER_ADDR": meeting.address,
-        "MASTER_PORT": str(meeting.port),
         "OMP_NUM_THREADS": str(max(1, threads)),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    if meeting.address == "127.0.0.1" and sys.platform == "linux":
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names do not always resolve
-    return environment

@@ -63,7 +63,16 @@ def undone_if_refused(cache: Path) -> Iterator[None]:
 def check_resumed(directory: Path, identity: dict[str, Any]) -> None:
     """Raise ModelError where the checkpoint in `directory`, if there is one, belongs to another run."""
     identity_file = directory / "checkpoint" / "identity.json"
-    if identity_file.exists() and json.loads(identity_file.read_text()) != identity:
+    if not identity_file.exists():
+        return
+    begun = json.loads(identity_file.read_text())
+    if begun != identity:
+        if begun | {"batch_size": identity["batch_size"]} == identity:
+            raise ModelError(
+                f"{directory} was started with a batch size of {begun['batch_size']}, which is {identity['batch_size']} "
+                "with as many devices as now (rounded up, so that they share it evenly); resume with the number of "
+                "devices as it was, or train again with --overwrite"
+            )
         raise ModelError(
             f"{directory} was started with other particles, map or settings; resume with the same command, "
             "or train again with --overwrite"

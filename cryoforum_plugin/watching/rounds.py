@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.errors import CryoForumError, OutputError, ParticleFileError, UnusableImagesError
+from cryoforum_plugin.errors import (
+    CryoForumError,
+    DeviceError,
+    OutputError,
+    ParticleFileError,
+    UnusableImagesError,
+)
 from cryoforum_plugin.network.device import Precision
 from cryoforum_plugin.network.model import Model
 from cryoforum_plugin.particles import ParticleSet, Prediction
@@ -178,8 +184,10 @@ class Watcher:
             self._predict(path, particles)
         except (CryoForumError, OSError) as error:
             self.images.forget(particles)
+            if isinstance(error, DeviceError):
+                self._last_error = error  # if it never passes
             if (
-                isinstance(error, OSError)
+                isinstance(error, OSError | DeviceError)  # a GPU may be full of another program's data
                 or isinstance(error.__cause__, OSError)
                 or not self._all_there(particles)
             ):

@@ -77,7 +77,7 @@ class Request:
 
     @property
     def shared_devices(self) -> Devices:
-        """Devices that share the training."""
+        """Devices that share the training and the prediction."""
         return Devices(self.device, self.devices, self.num_nodes)
 
     @property

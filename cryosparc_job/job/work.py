@@ -26,6 +26,7 @@ from cryoforum_plugin.host_job.steps import (
     reconstruct_sets,
     train_model,
 )
+from cryoforum_plugin.launch.devices import parent_device
 from cryoforum_plugin.network.device import choose_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
@@ -182,7 +183,7 @@ class Work:
         if kept:
             LOG.info("predicting: finished in an earlier job, kept")
         else:
-            model = load_model(request.model_dir, choose_device(request.device))
+            model = load_model(request.model_dir, parent_device(request.shared_devices))
             predict_table(
                 record, model, identity, particles, predicted, request.options, request.shared_devices, name,
                 request.precision,

@@ -8,7 +8,7 @@ from pathlib import Path
 from cryoforum_plugin.errors import HostError
 from cryoforum_plugin.host_job.steps import predict_table, train_model
 from cryoforum_plugin.launch import Devices
-from cryoforum_plugin.network.device import choose_device
+from cryoforum_plugin.launch.devices import parent_device
 from cryoforum_plugin.network.model import load_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.prediction.run import PredictOptions, prediction_identity
@@ -34,7 +34,7 @@ def train_step(work: Workspace, path: Path) -> Path:
 
 
 def devices_of(job: Job) -> Devices:
-    """Devices that share a training."""
+    """Devices that share the training or the prediction."""
     return Devices(job.device, job.devices, job.num_nodes)
 
 
@@ -53,7 +53,7 @@ def training_settings(job: Job) -> Settings:
 def predict_step(work: Workspace, model_folder: Path, particles: ParticleSet) -> Path:
     """Predict `particles`, those of the input; return predicted.star."""
     job, output = work.job, work.path("predicted.star")
-    model = load_model(model_folder, choose_device(job.device))
+    model = load_model(model_folder, parent_device(devices_of(job)))
     check_symmetry(job, model.settings.symmetry, f"the model {model_folder}")
     work.values["symmetry"] = model.settings.symmetry
     options = PredictOptions(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from chain import cryoforum
 
 from cryoforum_plugin.errors import SettingsError
 from cryoforum_plugin.launch.by_srun import srun_here
@@ -68,6 +71,19 @@ def test_all_that_srun_started_meet_at_the_same_place() -> None:
 def test_srun_with_other_numbers_is_refused(devices: Devices) -> None:
     with pytest.raises(SettingsError, match="srun started 4 processes"):
         arrange(devices, step(4))
+
+
+@pytest.mark.parametrize("name", ["train", "predict"])
+def test_commands_that_srun_started_too_often_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in step(4).items():
+        monkeypatch.setenv(variable, value)
+    (tmp_path / "p.star").touch()
+    inputs = [tmp_path] * (name == "predict") + [tmp_path / "p.star"]
+    result = cryoforum(name, *map(str, inputs), "-o", str(tmp_path / "o.star"), "--device", "cpu")
+    assert result.exit_code == 1
+    assert "srun started 4 processes of this command, but --devices 1 --num-nodes 1" in result.stderr
 
 
 def test_two_devices_on_each_machine_of_which_one_has_three_are_refused() -> None:

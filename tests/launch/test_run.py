@@ -200,11 +200,17 @@ def test_processes_started_as_srun_does_form_one_run(tmp_path: Path) -> None:
 
 SRUN = """#!{python}
 # What srun does, on one machine that stands for several.
-import os, subprocess, sys
+import os, socket, subprocess, sys
 options = dict(a[2:].split("=") for a in sys.argv[1:] if a.startswith("--"))
 command = sys.argv[1 + len(options):]
 tasks, each = int(options["ntasks"]), int(options["ntasks-per-node"])
 tasks -= "CRYOFORUM_TEST_SHORT" in os.environ
+strangers = []
+if "CRYOFORUM_TEST_STRANGERS" in os.environ:
+    host, port = sys.argv[-1].split(":")
+    strangers = [socket.create_connection((host, int(port))) for _ in range(3)]
+    strangers[0].sendall(b"GET / HTTP/1.1\\r\\n\\r\\n")
+    strangers.pop(1).close()
 processes = [
     subprocess.Popen(command, env=os.environ | {{
         "SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_PROCID": str(i), "SLURM_NODEID": str(i // each),
@@ -235,11 +241,22 @@ def test_a_job_on_several_machines_starts_them_by_itself(tmp_path: Path) -> None
     devices = Devices("cpu", 1, 2)
     found = run_in_processes("process_work:tell_place", {}, devices)
     assert (found["rank"], found["world"], found["NODE_RANK"]) == (0, 2, "0")
+    assert run_in_processes("process_work:sum_ranks", {"devices": devices}, devices) == 1.0
     with pytest.raises(ModelError, match=r"^the model is bad\n"):
         run_in_processes(
             "process_work:fail", {"how": "error", "rank": 1, "folder": tmp_path / "made"}, devices
         )
     check_nothing_is_left(tmp_path)
+
+
+@pytest.mark.usefixtures("_slurm_job")
+def test_they_meet_where_the_first_of_them_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And not where the program that starts them runs; strangers that call in between are passed over."""
+    monkeypatch.setattr("socket.gethostname", lambda: "127.0.0.1")  # here; the processes have their own
+    monkeypatch.setenv("CRYOFORUM_TEST_STRANGERS", "1")
+    found = run_in_processes("process_work:tell_place", {}, Devices("cpu", 1, 2))
+    assert found["MASTER_ADDR"] == os.uname().nodename
+    assert int(found["MASTER_PORT"]) > 0
 
 
 @pytest.mark.usefixtures("_slurm_job")
@@ -252,11 +269,13 @@ def test_machines_that_srun_cannot_have_are_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_missing_devices_are_told_before_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cryoforum_plugin.launch.devices import check_devices
+    from cryoforum_plugin.launch.devices import check_devices, parent_device
 
     assert check_devices(Devices("cpu", 64)).type == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert parent_device(Devices("cuda")).type == "cuda"
+    assert parent_device(Devices("cuda", 1, 2)).type == "cpu"  # it only watches
     for name in ("cuda", "auto"):
         with pytest.raises(SettingsError, match="--devices 4: torch sees 1 CUDA device here"):
             check_devices(Devices(name, 4))

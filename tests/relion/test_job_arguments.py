@@ -155,5 +155,5 @@ def test_devices_that_share_a_training() -> None:
     message = in_gui_words("--devices 4: torch sees 1 CUDA device here; give --device cuda")
     assert message == "devices 4: torch sees 1 CUDA device here; give device cuda"
     assert in_gui_words(f"process 2 of 4 was killed; {AGAIN}").endswith(
-        "; press Continue, which goes on from the last checkpoint"
+        "; press Continue, which goes on where it stopped"
     )

@@ -53,7 +53,9 @@ CHANGED = {  # a value for every option that is not its default; empty-looking o
     "balance_views": True,
     "views": "4",
     "refine": False,
-    "device": "cuda:1",
+    "device": "cuda",
+    "devices": 2,
+    "num_nodes": 3,
 }
 
 

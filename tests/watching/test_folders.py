@@ -184,6 +184,56 @@ def test_slots_are_matched_by_what_they_hold(tmp_path: Path) -> None:
         adapter.appended(tables[1], tables[0], tmp_path / "a.cs")
 
 
+@pytest.mark.parametrize(
+    ("known", "added", "joined"),
+    [
+        (np.array(["a"], "S1"), np.array(["abcd"], "S4"), np.array(["a", "abcd"], "S4")),
+        (np.array(["a"], "U1"), np.array(["abcd"], "U4"), np.array(["a", "abcd"], "U4")),
+        (np.array([1], "<u4"), np.array([2], "<u8"), np.array([1, 2], "<u4")),
+        (np.array([1], "<u4"), np.array([2**32 + 2], "<u8"), None),
+        (np.array([2**63 + 1], "<u8"), np.array([2], "<i8"), np.array([2**63 + 1, 2], "<u8")),
+        (np.array([1.0], "<f4"), np.array([1e300], "<f8"), None),
+        (np.array([1.0], "<f4"), np.array([np.nan], "<f8"), np.array([1.0, np.nan], "<f4")),
+        (np.array([1], "<u4"), np.array(["1"], "S1"), None),
+    ],
+)
+def test_values_of_another_type_are_kept_or_refused(
+    tmp_path: Path, known: np.ndarray, added: np.ndarray, joined: np.ndarray | None
+) -> None:
+    adapter = formats.adapter_for(Path("x.cs"))
+    tables = [
+        formats.read_particles(
+            written(
+                tmp_path / f"{name}.cs", with_fields(make_records(2), {"note/field": np.repeat(column, 2)})
+            )
+        )
+        for name, column in (("a", known), ("b", added))
+    ]
+    if joined is None:
+        with pytest.raises(ParticleFileError, match=r"b\.cs: field note/field holds values"):
+            adapter.appended(*tables, tmp_path / "b.cs")
+        return
+    found = adapter.appended(*tables, tmp_path / "b.cs").host.records["note/field"]
+    np.testing.assert_array_equal(found, np.repeat(joined, 2), strict=True)
+
+
+def test_optics_groups_with_blanks_in_their_names_stay_readable(tmp_path: Path) -> None:
+    adapter = formats.adapter_for(Path("x.star"))
+    formats.write_particles(make_particles(tmp_path, 2), tmp_path / "p.star")
+    text = (tmp_path / "p.star").read_text()
+    paths = [tmp_path / f"{k}.star" for k in range(3)]
+    for path, aberration in zip(paths, ("2.7", "2.0", "2.0"), strict=True):
+        path.write_text(text.replace("opticsGroup1", '"my group"').replace("2.700000", aberration))
+    done, *others = map(formats.read_particles, paths)
+    for other in others:
+        done = adapter.appended(done, other, paths[1])
+    formats.write_particles(done, tmp_path / "all.star")
+    read = formats.read_particles(tmp_path / "all.star")
+    names = read.host.document.table("optics").tokens("rlnOpticsGroupName")
+    assert list(names) == ['"my group"', "opticsGroup2", '"my group_2"', "opticsGroup2_2"]
+    assert sorted(read.optics_group.tolist()) == [1, 2, 3, 3, 4, 4]
+
+
 def test_tables_with_and_without_optics_stay_apart(tmp_path: Path) -> None:
     adapter = formats.adapter_for(Path("x.star"))
 

@@ -19,9 +19,10 @@ from chain import cryoforum
 from watch_bench import Bench, assert_same_predictions
 
 from cryoforum_plugin import formats
-from cryoforum_plugin.errors import OutputError
+from cryoforum_plugin.errors import DeviceError, OutputError
 from cryoforum_plugin.images.stacks import write_stack
 from cryoforum_plugin.particles import ParticleSet
+from cryoforum_plugin.watching import rounds
 from cryoforum_plugin.watching.claim import claimed
 from cryoforum_plugin.watching.rounds import Watcher
 
@@ -278,6 +279,23 @@ def test_a_full_disk_may_pass(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(adapter, "write_particles", failing)
     result = bench.watch(table, "out.star", "--until-idle", 1)
     assert result.stderr.count("No space left") == 1  # told once
+    assert "5 new particles, 5 in all" in result.stdout
+
+
+def test_a_full_gpu_may_pass(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = bench.table(range(5))
+    predict, failures = rounds.predict_particles, iter(range(2))
+
+    def failing(*arguments: object, **options: object) -> object:
+        if next(failures, None) is not None:
+            raise DeviceError("cuda:0 is full")
+        return predict(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds, "predict_particles", failing)
+    assert "cuda:0 is full" in bench.refused(table, "once.star", "--once")  # does not wait
+    failures = iter(range(2))
+    result = bench.watch(table, "out.star", "--until-idle", 1)
+    assert result.stderr.count("cuda:0 is full; tried again") == 1  # told once
     assert "5 new particles, 5 in all" in result.stdout
 
 
