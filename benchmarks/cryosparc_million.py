@@ -85,7 +85,7 @@ def peak_memory_GB() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 
-def random_prediction(model: Any, particles: Any, *_: Any) -> Any:
+def random_prediction(devices: Any, model: Any, particles: Any, *_: Any, **__: Any) -> Any:
     """Return what the network would, as random numbers."""
     import numpy as np
 

@@ -81,6 +81,7 @@ def predict(folder: Path, modes: int) -> tuple[RawPrediction, Calibration, Predi
     model = load_model(folder / f"{modes}", torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "calibrated", spy)
+        patch.setattr(run, "FEWEST", 1000)  # all at once
         options = PredictOptions(views=2, quiet=True, refine=False)
         found, _ = predict_particles(model, test_set(folder), choose_device("cpu"), "32-true", options)
     return *caught[0], found
