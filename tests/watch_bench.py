@@ -17,6 +17,9 @@ from cryoforum_plugin.particles import ParticleSet
 COUNT = 60
 
 
+QUIET = ("--quiet", "--precision", 32)  # in bfloat16 an answer depends a little on what else is in the batch
+
+
 @dataclass(frozen=True)
 class Bench:
     """model/ and sim/test.star in `folder`; tables and outputs in `here`."""
@@ -66,7 +69,7 @@ class Bench:
             self.here / out,
             "--interval",
             0.1,
-            "--quiet",
+            *QUIET,
         ]
         return [str(argument) for argument in (*fixed, *more)]
 
@@ -82,7 +85,7 @@ class Bench:
 
     def predicted(self, table: Path, name: str = "whole.star") -> Path:
         """Predict a table in one go."""
-        succeed("predict", self.folder / "model", table, "-o", self.here / name, "--quiet", "--overwrite")
+        succeed("predict", self.folder / "model", table, "-o", self.here / name, *QUIET, "--overwrite")
         return self.here / name
 
 

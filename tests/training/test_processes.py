@@ -74,7 +74,7 @@ def test_a_killed_run_ends_with_one_line_and_resumes_to_the_model_of_one_process
         stderr,
     )
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
-    assert [path.name for path in model.iterdir()] == ["checkpoint"]
+    assert sorted(path.name for path in model.iterdir()) == ["cache", "checkpoint"]
     assert sorted(path.name for path in (model / "checkpoint").iterdir()) == [
         "identity.json", "last.pt", "log.txt", "metrics.csv",
     ]  # fmt: skip
