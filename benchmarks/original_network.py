@@ -11,7 +11,6 @@ calibration included. Each is measured in turn, `--repeats` times, and the media
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import MAP, RESULTS, command_line, machine, run, run_process, write_results
+from common import MAP, RESULTS, command_line, machine, run, run_process, trained_per_s, write_results
 
 PAIRS = 32  # a step of siamese training, for both
 # an epoch is 1,024 pairs, where the paper's own hold 40 times as many; few particles to calibrate what has learned nothing yet
@@ -45,20 +44,7 @@ def train(work: Path, model: str, epochs: int, *options: object) -> float:
         work, "train", "sim/particles.star", "-o", model, "--epochs", epochs, "--no-half-sets", "--overwrite", "--quiet",
         *options,
     )  # fmt: skip
-    with open(work / model / "metrics.csv", newline="") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    return (len(seconds) - 1) * _epoch_images(work / model) / (seconds[-1] - seconds[0])
-
-
-def _epoch_images(model: Path) -> int:
-    """Images that steps of one epoch show: whole batches."""
-    from cryoforum_plugin.learning.epochs import epoch_images
-    from cryoforum_plugin.settings import Settings, with_values
-
-    config = json.loads((model / "config.json").read_text())
-    settings = with_values(Settings(), config["settings"]).training
-    step = settings.batch_size * (2 if settings.branches == "siamese" else 1)
-    return max(1, epoch_images(config["particles"]["training"], settings) // step) * step
+    return trained_per_s(work / model)
 
 
 def predict(work: Path, model: str, *options: object) -> float:

@@ -12,7 +12,6 @@ prediction goes is measured stage by stage on batches in memory, in processor ti
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
-from common import MAP, RESULTS, command_line, machine, run, write_results
+from common import MAP, RESULTS, command_line, machine, run, trained_per_s, write_results
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoforum_plugin import formats
@@ -179,21 +178,6 @@ def build_cache(model: Model, particles: ParticleSet, device: torch.device, work
     return found
 
 
-def epoch_rate(model: Path) -> float:
-    """Images trained a second, of all epochs but the first."""
-    from cryoforum_plugin.learning.epochs import epoch_images
-    from cryoforum_plugin.settings import Settings, with_values
-
-    with open(model / "metrics.csv", newline="") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    config = json.loads((model / "config.json").read_text())
-    settings = with_values(Settings(), config["settings"]).training
-    images = (
-        epoch_images(config["particles"]["training"], settings) // settings.batch_size * settings.batch_size
-    )
-    return (len(seconds) - 1) * images / (seconds[-1] - seconds[0])
-
-
 def measure(work: Path, box: int, preset: str, device: torch.device) -> dict[str, Any]:
     """Everything for one box size."""
     table = make_box(work, box)
@@ -214,7 +198,7 @@ def measure(work: Path, box: int, preset: str, device: torch.device) -> dict[str
     )
     particles = formats.read_particles(table, work)
     model = load_model(folder / "model", device)
-    rates: dict[str, float] = {"trained_per_s": round(epoch_rate(folder / "model"), 1)}
+    rates: dict[str, float] = {"trained_per_s": round(trained_per_s(folder / "model"), 1)}
     rates |= build_cache(model, particles, device, work)
     for name, options in (("predicted", ("--no-refine",)), ("predicted_and_refined", ("--refine",))):
         figures = folder / f"{name}.json"
