@@ -19,9 +19,11 @@ def in_order(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with what `work` makes of it, in order; `ahead` items (default one a thread) wait at most.
 
-    An error of `work` is raised in its item's turn. Items are taken from `items` as they are needed.
+    An error of `work` is raised in its item's turn. Items are taken from `items` as they are needed. torch shares no step
+    of `work` among cores: its threads would wait for each other by spinning, at the cost of those that compute.
     """
-    with ThreadPoolExecutor(threads) as pool:
+    cores = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[tuple[Item, Future[Result]]] = deque()
         try:
             for item in items:
@@ -35,6 +37,7 @@ def in_order(
         finally:  # also where nobody takes the rest
             for _, future in waiting:
                 future.cancel()
+            torch.set_num_threads(cores)  # what its threads set counts in part for all
 
 
 def on_each_core(
@@ -47,13 +50,5 @@ def on_each_core(
     cores = torch.get_num_threads()
     if device.type != "cpu" or cores == 1:
         yield from ((item, work(item)) for item in items)
-        return
-
-    def alone(item: Item) -> Result:
-        torch.set_num_threads(1)  # of the thread that it is called in
-        return work(item)
-
-    try:
-        yield from in_order(alone, items, cores)
-    finally:
-        torch.set_num_threads(cores)
+    else:
+        yield from in_order(work, items, cores)

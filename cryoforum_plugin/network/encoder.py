@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cryoforum_plugin.network.ring import RingLinear
+
 
 class CircularConv2d(nn.Module):
     """Convolution on (radius, angle) maps: zero padding along the radius, circular along the angle."""
@@ -95,7 +97,8 @@ Network = TypeVar("Network", bound=nn.Module)
 def fused_for_inference(network: Network, dtype: torch.dtype = torch.float32) -> Network:
     """Copy of a network in evaluation mode with every batch norm folded into the convolution before it.
 
-    dtype : of the convolutions' weights; autocast would turn them into bfloat16 again for every batch.
+    What a ring layer makes of its weights is kept too. dtype : of the convolutions' weights, and those; autocast would
+    turn them into bfloat16 again for every batch.
     """
     fused = copy.deepcopy(network).eval()
     for block in fused.modules():
@@ -109,4 +112,6 @@ def fused_for_inference(network: Network, dtype: torch.dtype = torch.float32) ->
     for layer in fused.modules():
         if isinstance(layer, nn.Conv2d):
             layer.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif isinstance(layer, RingLinear):
+            layer.fuse(dtype)
     return fused

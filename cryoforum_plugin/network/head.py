@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cryoforum_plugin.geometry import in_plane_quaternion, right_multiplication_matrix
 from cryoforum_plugin.network.device import at_least_float32
 from cryoforum_plugin.network.representation import Representation
+from cryoforum_plugin.network.ring import RingLinear
 
 # Unit of the shift outputs, a fraction of the box: keeps their gradients of the size of the pose's.
 SHIFT_SCALE = 0.03
@@ -76,7 +77,7 @@ class RotationHead(nn.Module):
         cos, sin = angle.cos(), angle.sin()
         vector = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
         self.register_buffer("vector_to_frame", vector, persistent=False)  # (positions, 2, 2)
-        self.first = nn.Linear(positions * features, hidden)
+        self.first = RingLinear(positions, features, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.representation = Representation(representation)
         self.modes = modes
@@ -85,21 +86,9 @@ class RotationHead(nn.Module):
         if modes > 1:
             self.weight = nn.Linear(hidden, modes)
 
-    def _read_ring(self, features: Tensor) -> Tensor:
-        """Apply `first` to the ring starting at every position: `(b, positions, hidden)`.
-
-        out_j = sum_k W_k f_(j + k): one circular convolution, which spares writing every ring out.
-        """
-        positions = features.shape[1]
-        ring = torch.cat([features, features[:, :-1]], dim=1).transpose(1, 2)
-        kernel = self.first.weight.unflatten(1, (positions, -1)).transpose(
-            1, 2
-        )  # (hidden, features, positions)
-        return nn.functional.conv1d(ring, kernel, self.first.bias).transpose(1, 2)
-
     def forward(self, features: Tensor) -> NetworkOutput:
         """Map `(b, positions, features)` to a NetworkOutput."""
-        hidden = nn.functional.silu(self._read_ring(features))
+        hidden = nn.functional.silu(self.first(features))
         hidden = hidden + nn.functional.silu(self.second(hidden))
         theta, shift = self.rotation(hidden), self.shift(hidden)
         with torch.autocast(features.device.type, enabled=False):

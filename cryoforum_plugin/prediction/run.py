@@ -196,10 +196,10 @@ def _predict(
 
     def chunks() -> Iterator[_Chunk]:
         for (number, rows), raw in zip(todo, answers, strict=True):
-            network = with_widths(raw, views)
             if refining is None:
-                yield _Chunk(number, rows, raw, network, views)
+                yield _Chunk(number, rows, raw, None, views)
             else:
+                network = with_widths(raw, views)
                 yield _Chunk(number, rows, refining[0].refine(rows, network, advance), network, refining[1])
 
     def finish(chunk: _Chunk) -> None:
@@ -270,19 +270,20 @@ def _columns(prediction: Prediction) -> Columns:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What is known of some rows: raw numbers, refined or not, with what calibrates them, and the network's, calibrated."""
+    """What is known of some rows: raw numbers, with what calibrates them; of refined ones also the network's, calibrated."""
 
     number: int
     rows: IntArray
     raw: RawPrediction
-    network: RawPrediction
+    network: RawPrediction | None
     factors: Calibration
 
 
 def _calibrated(model: Model, chunk: _Chunk, options: PredictOptions) -> tuple[Prediction, FloatArray]:
     """Calibrate a chunk; with how far off the usual each particle lies `(n, m)`."""
     symmetry, outliers = model.settings.symmetry, OutlierModel(**model.outliers)
-    raw, known, factors, refined = chunk.raw, chunk.network, chunk.factors, bool(options.refine)
+    raw, factors, refined = chunk.raw, chunk.factors, chunk.network is not None
+    known = with_widths(raw, factors) if chunk.network is None else chunk.network
     group = torch.from_numpy(symmetry_group(symmetry))
     likeness, of_refined = _likeness(model, options, refined)
     figures = figures_of(raw if of_refined else known, known, outliers, group)[1]

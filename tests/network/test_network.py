@@ -15,6 +15,7 @@ from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network import Encoder, PoseNetwork, RotationHead
 from cryoforum_plugin.network.device import choose_device, choose_precision
 from cryoforum_plugin.network.encoder import fused_for_inference
+from cryoforum_plugin.network.ring import RingLinear
 from cryoforum_plugin.settings import NetworkSettings
 
 
@@ -55,11 +56,16 @@ def test_head_gradients_in_float64() -> None:
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
 
 
-def test_reading_the_ring_as_a_convolution_equals_the_sum() -> None:
-    head = RotationHead(positions=6, features=3, hidden=5).double()
-    features = torch.randn(2, 6, 3, dtype=torch.float64)
-    rings = torch.stack([features.roll(-j, dims=1).flatten(1) for j in range(6)], dim=1)
-    assert torch.allclose(head._read_ring(features), head.first(rings))
+@pytest.mark.parametrize("positions", [2, 6, 16])
+@pytest.mark.parametrize("fused", [False, True])
+def test_reading_the_ring_in_frequencies_equals_the_sum(positions: int, fused: bool) -> None:
+    layer = RingLinear(positions, features=3, hidden=5).double()
+    if fused:
+        layer.fuse(torch.float64)
+    features = torch.randn(2, positions, 3, dtype=torch.float64)
+    rings = torch.stack([features.roll(-j, dims=1).flatten(1) for j in range(positions)], dim=1)
+    expected = torch.nn.functional.linear(rings, layer.weight, layer.bias)
+    assert torch.allclose(layer(features), expected, atol=1e-6)  # its waves are float32
 
 
 @pytest.mark.parametrize("encoder", ["polar", "vgg"])
