@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cryoforum_plugin.network.ring import RingLinear
+
+
+class _Wrapped(torch.autograd.Function):
+    """The last `pad` columns of `(..., columns)` also before the first, and the first also after the last.
+
+    As a sum of slices, the gradient would be put together of three maps of full size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pad: int) -> Tensor:
+        ctx.pad = pad
+        return torch.cat([x[..., -pad:], x, x[..., :pad]], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), pad = gradients, ctx.pad
+        inner = gradient[..., pad:-pad].clone(memory_format=torch.preserve_format)
+        inner[..., -pad:] += gradient[..., :pad]
+        inner[..., :pad] += gradient[..., -pad:]
+        return inner, None
 
 
 class CircularConv2d(nn.Module):
@@ -24,7 +44,7 @@ class CircularConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(b, c, radius, angle)` to `(b, c', radius / stride, angle / stride)`."""
         if self.pad:
-            x = torch.cat([x[..., -self.pad :], x, x[..., : self.pad]], dim=-1)
+            x = _Wrapped.apply(x, self.pad)  # type: ignore[no-untyped-call]
         out: Tensor = self.conv(x)
         return out
 

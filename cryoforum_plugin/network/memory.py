@@ -1,7 +1,8 @@
-"""Work in smaller parts where a device's memory does not hold the whole."""
+"""Memory of a device: work in smaller parts where it does not hold the whole, and large blocks used again."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +13,8 @@ from cryoforum_plugin.errors import DeviceError
 
 LOG = logging.getLogger("cryoforum")
 Result = TypeVar("Result")
+# of malloc.h: the free memory at the heap's end that is given back, and how many blocks have pages of their own
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _WORDS = ("can't allocate memory", "cuda error: out of memory", "alloc_failed")
 
 
@@ -19,6 +22,19 @@ def out_of_memory(error: BaseException) -> bool:
     """Tell whether Python, a GPU, one of its libraries or torch's CPU allocator ran out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in _WORDS)
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory of its large blocks again, rather than ask the system for zeroed pages each time.
+
+    Training a large network on a CPU spends a sixth of its time on that otherwise. Does nothing but with the GNU C library.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class InParts:

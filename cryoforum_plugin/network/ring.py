@@ -40,7 +40,9 @@ class RingLinear(nn.Linear):
     def matrices(self) -> Tensor:
         """Matrices `(positions / 2, 2 features, 2 hidden)` between the (cos, sin) of each frequency in and out."""
         n = len(self.waves)
-        back = torch.full((n, 1), math.sqrt(n / 2), device=self.waves.device)  # from an orthogonal transform to a sum
+        back = torch.full(
+            (n, 1), math.sqrt(n / 2), device=self.waves.device
+        )  # from an orthogonal transform to a sum
         back[:2] = math.sqrt(n)
         spectrum = (back * self.waves) @ self.weight.unflatten(1, (n, -1))
         cos, sin = spectrum.unflatten(1, (n // 2, 2)).unbind(2)  # (hidden, n / 2, features)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cryoforum_plugin.network.blur import BlurLayer
+from cryoforum_plugin.network.cpu_layers import Dropout, PReLU
 from cryoforum_plugin.network.pooling import make_pooling
 
 # Supplementary Table 1: (kernel, width in units of the first) of each convolution, and after which to pool.
@@ -17,9 +18,9 @@ def _block(channels_in: int, channels_out: int, kernel: int, pool: bool, dropout
     convolution = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight)
     # slopes start at 0.25 as in He et al. 2015: in short trainings the error fell faster than from 0
-    layers = [convolution, nn.BatchNorm2d(channels_out), nn.PReLU(channels_out, init=0.25)]
+    layers = [convolution, nn.BatchNorm2d(channels_out), PReLU(channels_out, init=0.25)]
     if pool:  # rounding up: a map of one pixel stays one, so that any box goes through
-        layers += [nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(dropout)]
+        layers += [nn.MaxPool2d(2, ceil_mode=True), Dropout(dropout)]
     return nn.Sequential(*layers)
 
 

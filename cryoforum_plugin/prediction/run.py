@@ -192,7 +192,7 @@ def _predict(
     # a particle is done when it is refined
     told = advance if refining is None else lambda count, note: advance(0, note)
     views = Calibration.of(model.calibration["views"][str(options.views)])
-    answers = predictor.stream([rows for _, rows in todo], _batch_size(options, pipeline.device), told)
+    answers = predictor.stream([rows for _, rows in todo], _batch_size(options, pipeline), told)
 
     def chunks() -> Iterator[_Chunk]:
         for (number, rows), raw in zip(todo, answers, strict=True):
@@ -222,9 +222,11 @@ def _chunks(particles: ParticleSet, chosen: IntArray, box_px: int) -> Iterator[t
         yield from ((number, rows[start : start + count]) for start in range(0, len(rows), count))
 
 
-def _batch_size(options: PredictOptions, device: torch.device) -> int:
+def _batch_size(options: PredictOptions, pipeline: ImagePipeline) -> int:
+    if options.batch_size or pipeline.device.type != "cpu":
+        return options.batch_size or 512
     # a CPU is fastest while the maps of a batch stay in its caches
-    return options.batch_size or (64 if device.type == "cpu" else 512)
+    return max(8, min(64, 64 * 64**2 // pipeline.box.size_px**2))
 
 
 def collect(

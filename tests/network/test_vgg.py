@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from cryoforum_plugin.network import DenseHead, PoseNetwork, VggEncoder
+from cryoforum_plugin.network.cpu_layers import Dropout, PReLU
 from cryoforum_plugin.network.head import SHIFT_SCALE
 from cryoforum_plugin.setting_rules import CHOICES
 from cryoforum_plugin.settings import NetworkSettings, preset
@@ -50,8 +51,8 @@ def test_layers_are_those_of_the_supplementary_table() -> None:
             assert [type(layer) for layer in block] == [
                 nn.Conv2d,
                 nn.BatchNorm2d,
-                nn.PReLU,
-                *([nn.MaxPool2d, nn.Dropout] if pooled else []),
+                PReLU,
+                *([nn.MaxPool2d, Dropout] if pooled else []),
             ]
             assert block[2].num_parameters == width
             assert not pooled or block[4].p == 0.3
