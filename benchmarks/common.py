@@ -107,15 +107,19 @@ def write_results(path: Path, content: dict[str, Any], *folders: Path) -> str:
     return text
 
 
-def trained_per_s(model: Path) -> float:
-    """Images trained a second in every epoch but the first, by a model folder's metrics.csv: whole batches, validation included."""
+def images_per_epoch(model: Path) -> int:
+    """Images that a model folder's training showed the network in an epoch, in whole batches."""
     from cryoforum_plugin.learning.epochs import epoch_images
     from cryoforum_plugin.settings import Settings, with_values
 
-    with open(model / "metrics.csv", newline="") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     config = json.loads((model / "config.json").read_text())
     settings = with_values(Settings(), config["settings"]).training
     step = settings.batch_size * (2 if settings.branches == "siamese" else 1)
-    images = max(1, epoch_images(config["particles"]["training"], settings) // step) * step
-    return (len(seconds) - 1) * images / (seconds[-1] - seconds[0])
+    return max(1, epoch_images(config["particles"]["training"], settings) // step) * step
+
+
+def trained_per_s(model: Path) -> float:
+    """Images trained a second in every epoch but the first, by a model folder's metrics.csv: validation included."""
+    with open(model / "metrics.csv", newline="") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    return (len(seconds) - 1) * images_per_epoch(model) / (seconds[-1] - seconds[0])
