@@ -146,14 +146,13 @@ def trained(arguments: argparse.Namespace, images: Any) -> dict[str, Any]:
     rate = keras.optimizers.schedules.CosineDecay(
         4e-5, steps - warm_up, warmup_target=1e-3, warmup_steps=warm_up
     )
-    step, start = training(model, rate), time.perf_counter()
+    step = training(model, rate)
     for i in range(steps):
         a, b = rng.integers(0, len(images) - held_out, (2, arguments.batch))
         # the program's curriculum, of 50 epochs
         epoch = 1 + 50 * i // steps
         single = min(0.98, (max(0, epoch - 2) / 50) ** 0.5)
         float(step(images[a], images[b], known[a], known[b], tf.constant(single, tf.float32)))
-    seconds = time.perf_counter() - start
     found = np.concatenate(
         [model(part, training=False).numpy() for part in np.array_split(images[-held_out:], held_out // 32)]
     )
@@ -161,7 +160,6 @@ def trained(arguments: argparse.Namespace, images: Any) -> dict[str, Any]:
     return {
         "tensorflow": tf.__version__,
         "shown": steps * 2 * arguments.batch,
-        "seconds": round(seconds, 1),
         "held_out": held_out,
         "median_error_deg": round(float(np.median(errors)), 2),
         "mean_error_deg": round(float(errors.mean()), 2),

@@ -138,7 +138,6 @@ def main() -> None:
         errors = {
             "default preset": {
                 "shown": shown,
-                "seconds": float(last["seconds"]),
                 "median_error_deg": float(last["validation_median_deg"]),
                 "mean_error_deg": float(last["validation_mean_deg"]),
             },
