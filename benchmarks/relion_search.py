@@ -1,6 +1,6 @@
 """Prediction beside RELION's searches: CPU seconds and accuracy on the same particles.
 
-    python benchmarks/relion_search.py [--work-dir WORK] [--searched 300] [--output FILE.json]
+    python benchmarks/relion_search.py [--work-dir WORK] [--searched 300] [--rows refine "healpix 6"] [--output FILE.json]
 
 Particles are those of the paper's protocol made by `relion_project` and Fourier-cropped to 64 px (see
 relion_common.py). `cryoforum predict`, trained on others, stands beside one expectation step of
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +94,11 @@ def search(work: Path, one: Search, arguments: argparse.Namespace) -> dict[str, 
     }
 
 
+def row_name(options: list[object]) -> str:
+    """Options of a prediction in words."""
+    return " ".join(map(str, options)).replace("--", "")
+
+
 def predict(work: Path, options: list[object], arguments: argparse.Namespace) -> dict[str, Any]:
     """Let `cryoforum predict` do all particles, those of the training too, and a tenth of them."""
     tables = read_tables(work / "all.star")
@@ -106,8 +109,8 @@ def predict(work: Path, options: list[object], arguments: argparse.Namespace) ->
         for n in sizes:
             write_rows(work / "some.star", tables, slice(n))
             step = timed(
-                work, "cryoforum", "predict", "--no-refine", "model", "some.star", "-o", "some_out.star", "--device", "cpu",
-                "--overwrite", "--quiet", *options,
+                work, "cryoforum", "predict", *options, "model", "some.star", "-o", "some_out.star", "--device", "cpu",
+                "--overwrite", "--quiet",
             )  # fmt: skip
             used[n].append(step["cpu_s"])
     made = read_tables(work / "some_out.star")
@@ -119,7 +122,7 @@ def predict(work: Path, options: list[object], arguments: argparse.Namespace) ->
     few, many = ((n, statistics.median(used[n])) for n in sizes)
     return {
         "program": "cryoforum predict",
-        "what": " ".join(map(str, options)).replace("--", ""),
+        "what": row_name(options),
         "particles": total,
         **per_particle(few, many, arguments.count),
         **errors,
@@ -128,13 +131,9 @@ def predict(work: Path, options: list[object], arguments: argparse.Namespace) ->
 
 
 def predictions() -> list[list[object]]:
-    """Options of each `cryoforum predict`; `--refine` where the command has it."""
-    rows: list[list[object]] = [["--views", views] for views in (1, 2, 8)]
-    text = subprocess.run(
-        [sys.executable, "-m", "cryoforum_plugin.cli.main", "predict", "--help"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    return [*rows, ["--views", 2, "--refine"]] if "--refine" in text else rows
+    """Options of each `cryoforum predict`."""
+    alone: list[list[object]] = [["--no-refine", "--views", views] for views in (1, 2, 8)]
+    return [*alone, *(["--refine", "--views", views] for views in (2, 8))]
 
 
 def table(rows: list[dict[str, Any]], count: int) -> str:
@@ -157,6 +156,9 @@ def main() -> None:
     )
     parser.add_argument("--searched", type=int, default=300, help="new particles that RELION searches")
     parser.add_argument("--repeats", type=int, default=3, help="of every prediction; the median counts")
+    parser.add_argument(
+        "--rows", nargs="+", default=[""], help="only rows with one of these words in their names"
+    )
     arguments = parse_arguments(parser, "relion_search.json", TINY)
     require_programs("relion_refine", "relion_project", "relion_preprocess", "relion_image_handler")
     use_one_core()
@@ -166,9 +168,11 @@ def main() -> None:
         result["prepared"] = prepare(work, arguments)
         rows = result["rows"] = []
         for options in predictions():
-            rows.append(predict(work, options, arguments))
+            if any(word in row_name(options) for word in arguments.rows):
+                rows.append(predict(work, options, arguments))
         for one in SEARCHES:
-            rows.append(search(work, one, arguments))
+            if any(word in one.name for word in arguments.rows):
+                rows.append(search(work, one, arguments))
         content = write_results(arguments.output, result, work, arguments.map.parent)
     print(content)
     print(table(rows, arguments.count))
