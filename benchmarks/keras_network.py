@@ -154,7 +154,10 @@ def trained(arguments: argparse.Namespace, images: Any) -> dict[str, Any]:
         single = min(0.98, (max(0, epoch - 2) / 50) ** 0.5)
         float(step(images[a], images[b], known[a], known[b], tf.constant(single, tf.float32)))
     found = np.concatenate(
-        [model(part, training=False).numpy() for part in np.array_split(images[-held_out:], held_out // 32)]
+        [
+            model(part, training=False).numpy()
+            for part in np.array_split(images[-held_out:], max(1, held_out // 32))
+        ]
     )
     errors = np.degrees(2 * np.arccos(np.abs((found * known[-held_out:]).sum(1)).clip(max=1)))
     return {

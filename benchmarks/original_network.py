@@ -1,12 +1,13 @@
 """Images a second beside the paper's original network, on the same machine, one after the other in one run.
 
-    python benchmarks/original_network.py [--tensorflow PYTHON] [--count 2048] [--map MAP] [--output FILE.json]
+    python benchmarks/original_network.py [--tensorflow PYTHON] [--count 5000] [--map MAP] [--output FILE.json]
 
 The original is built of Keras parts (`keras_network.py`) and runs on the interpreter PYTHON, in whose environment
 tensorflow-cpu is installed; its images come from memory. Ours are read from the stack of `cryoforum simulate`: what
 `train` says in metrics.csv, validation included, from the second epoch on; what `predict` prints, reading and
 calibration included. Each is measured in turn, `--repeats` times, and the median counts. Then the original is trained on
-as many images as our default preset was shown, and the errors of both on a tenth that they did not see are compared.
+as many images as our default preset was shown, and the errors of both on a tenth that they did not see are compared; it
+sees the stack's images as they are, with their CTF, as its program does.
 """
 
 from __future__ import annotations

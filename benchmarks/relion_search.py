@@ -1,6 +1,6 @@
 """Prediction beside RELION's searches: CPU seconds and accuracy on the same particles.
 
-    python benchmarks/relion_search.py [--work-dir WORK] [--searched 300] [--rows refine "healpix 6"] [--output FILE.json]
+    python benchmarks/relion_search.py [--work-dir WORK] [--searched 300] [--rows refined "healpix 6"] [--output FILE.json]
 
 Particles are those of the paper's protocol made by `relion_project` and Fourier-cropped to 64 px (see
 relion_common.py). `cryoforum predict`, trained on others, stands beside one expectation step of
@@ -96,7 +96,8 @@ def search(work: Path, one: Search, arguments: argparse.Namespace) -> dict[str, 
 
 def row_name(options: list[object]) -> str:
     """Options of a prediction in words."""
-    return " ".join(map(str, options)).replace("--", "")
+    how, _, views = options
+    return f"{views} views, {'refined' if how == '--refine' else 'network alone'}"
 
 
 def predict(work: Path, options: list[object], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.prediction.images import image_pipeline
 from cryoforum_plugin.prediction.predict import Predictor
 from cryoforum_plugin.prediction.refining import refiner_for
+from cryoforum_plugin.prediction.run import PredictOptions, batch_size
 
 PIXELS = 2**27  # of one stack: half a gigabyte
 VIEWS = 2
@@ -128,7 +129,9 @@ def stages(model: Model, particles: ParticleSet, device: torch.device) -> dict[s
     torch.set_num_threads(1)
     pipeline = image_pipeline(model, particles, device)
     predictor = Predictor(model, pipeline, choose_precision("auto", device), VIEWS)
-    batches = list(pipeline.batches(np.arange(min(len(particles), 512)), 64 if device.type == "cpu" else 512))
+    batches = list(
+        pipeline.batches(np.arange(min(len(particles), 512)), batch_size(PredictOptions(), pipeline))
+    )
     originals = [pipeline.read(rows) for rows in batches]
     working = [pipeline.working(rows, None, images) for rows, images in zip(batches, originals, strict=True)]
     rows = np.concatenate(batches)

@@ -127,7 +127,7 @@ prediction_options = options(
         "--batch-size",
         type=click.IntRange(1),
         default=None,
-        help="Images at a time  [default: 64 on a CPU, 512 on a GPU]",
+        help="Images at a time  [default: 64 on a CPU, fewer in working boxes above 64 px; 512 on a GPU]",
     ),
     refinement_options,
 )

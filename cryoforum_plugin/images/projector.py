@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -124,11 +122,12 @@ def sample_half(half: Tensor, k: Tensor, limit: int) -> Tensor:
     grid = torch.stack([x * (2 / limit) - 1, y * (1 / limit), z * (1 / limit)], -1)  # the ends at -1 and 1
     # on a CPU torch shares whole volumes among the cores; each would need a gradient of its own
     shared = half.device.type == "cpu" and not half.requires_grad
-    parts = math.gcd(grid[..., 0].numel(), torch.get_num_threads()) if shared else 1
-    found = functional.grid_sample(
-        half.expand(parts, -1, -1, -1, -1), grid.view(parts, 1, 1, -1, 3), align_corners=True
-    )
-    return found.transpose(0, 1).reshape(half.shape[1], *k.shape[:-1])
+    parts = torch.get_num_threads() if shared else 1
+    points = grid.reshape(-1, 3)
+    points = functional.pad(points, (0, 0, 0, -len(points) % parts)).view(parts, 1, 1, -1, 3)
+    found = functional.grid_sample(half.expand(parts, -1, -1, -1, -1), points, align_corners=True)
+    flat = found.transpose(0, 1).flatten(1)[:, : grid[..., 0].numel()]
+    return flat.reshape(half.shape[1], *k.shape[:-1])
 
 
 def sinc2_1d(size_px: int, padded_px: int, device: torch.device | str) -> Tensor:

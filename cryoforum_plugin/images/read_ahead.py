@@ -23,21 +23,23 @@ def in_order(
     of `work` among cores: its threads would wait for each other by spinning, at the cost of those that compute.
     """
     cores = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting: deque[tuple[Item, Future[Result]]] = deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > (ahead or threads):
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for item in items:
+                    waiting.append((item, pool.submit(work, item)))
+                    if len(waiting) > (ahead or threads):
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                while waiting:
                     first, future = waiting.popleft()
                     yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:  # also where nobody takes the rest
-            for _, future in waiting:
-                future.cancel()
-            torch.set_num_threads(cores)  # what its threads set counts in part for all
+            finally:  # also where nobody takes the rest
+                for _, future in waiting:
+                    future.cancel()
+    finally:
+        torch.set_num_threads(cores)  # what its threads set counts in part for all
 
 
 def on_each_core(

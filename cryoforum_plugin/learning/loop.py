@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from cryoforum_plugin.learning.pairs import random_pairs, stratified_pairs
 from cryoforum_plugin.learning.shared_norm import gather, share_batch_norm
 from cryoforum_plugin.learning.validation import Labels, ValidationData, validate
 from cryoforum_plugin.network import PoseNetwork
-from cryoforum_plugin.network.memory import keep_freed_memory, out_of_memory
+from cryoforum_plugin.network.memory import freed_memory_kept, out_of_memory
 from cryoforum_plugin.network.model import write_tensors
 from cryoforum_plugin.progress import Advance
 from cryoforum_plugin.settings import Settings
@@ -139,8 +140,10 @@ class Trainer:
 
     def run(self, advance: Advance) -> dict[str, Tensor]:
         """Train the remaining epochs; return the weights with the best validation loss."""
-        if self.fabric.device.type == "cpu":
-            keep_freed_memory()
+        with freed_memory_kept() if self.fabric.device.type == "cpu" else nullcontext():
+            return self._run(advance)
+
+    def _run(self, advance: Advance) -> dict[str, Tensor]:
         start = time.monotonic() - (self.metrics[-1].seconds if self.metrics else 0.0)
         written = -math.inf
         for epoch in range(self.epoch + 1, self.epochs + 1):

@@ -18,7 +18,7 @@ class PReLU(nn.PReLU):
 
 
 class Dropout(nn.Dropout):
-    """Dropout that draws 16 bits for each number: torch's own CPU generator draws 64, in one thread.
+    """Dropout that draws 16 bits for each number, several times faster than torch's own on the CPUs we measured.
 
     The probability is that of `p` rounded to 1 / 65536.
     """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -24,17 +25,26 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in _WORDS)
 
 
-def keep_freed_memory() -> None:
-    """Let this process use freed memory of its large blocks again, rather than ask the system for zeroed pages each time.
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let this process use freed memory of large blocks again, rather than ask the system for zeroed pages each time.
 
     Training a large network on a CPU spends a sixth of its time on that otherwise. Does nothing but with the GNU C library.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (AttributeError, OSError, TypeError):
+        yield
         return
     mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:  # as malloc begins
+        mallopt(_M_MMAP_MAX, 65536)
+        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        trim(0)
 
 
 class InParts:

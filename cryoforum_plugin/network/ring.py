@@ -27,24 +27,26 @@ class RingLinear(nn.Linear):
     """
 
     def __init__(self, positions: int, features: int, hidden: int) -> None:
+        if positions % 2:
+            raise ValueError(f"a ring needs an even number of positions: got {positions}")
         super().__init__(positions * features, hidden)
         self.waves: Tensor
+        self.fused: Tensor | None
         self.register_buffer("waves", real_fourier(positions), persistent=False)
-        self.fused: Tensor | None = None
+        self.register_buffer("fused", None, persistent=False)
 
     def fuse(self, dtype: torch.dtype) -> None:
-        """Work the matrices out once and for all, for weights that stay as they are."""
+        """Work the matrices out once and for all, for evaluation with weights that stay as they are."""
         with torch.no_grad():
             self.fused = self.matrices().to(dtype)
 
     def matrices(self) -> Tensor:
         """Matrices `(positions / 2, 2 features, 2 hidden)` between the (cos, sin) of each frequency in and out."""
         n = len(self.waves)
-        back = torch.full(
-            (n, 1), math.sqrt(n / 2), device=self.waves.device
-        )  # from an orthogonal transform to a sum
+        back = torch.full((n, 1), math.sqrt(n / 2)).to(self.waves)  # from an orthogonal transform to a sum
         back[:2] = math.sqrt(n)
-        spectrum = (back * self.waves) @ self.weight.unflatten(1, (n, -1))
+        with torch.autocast(self.weight.device.type, enabled=False):
+            spectrum = (back * self.waves) @ self.weight.unflatten(1, (n, -1))
         cos, sin = spectrum.unflatten(1, (n // 2, 2)).unbind(2)  # (hidden, n / 2, features)
         of_sin = torch.cat([sin[:, :1], cos[:, 1:]], 1)  # frequency n / 2 has the place of sin 0
         sin = torch.cat([torch.zeros_like(sin[:, :1]), sin[:, 1:]], 1)
@@ -52,9 +54,12 @@ class RingLinear(nn.Linear):
         return to_cos_and_sin.permute(1, 2, 0).contiguous()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map `(b, positions, features)` to `(b, positions, hidden)`."""
-        b, n, _ = features.shape
-        matrices = self.matrices() if self.fused is None else self.fused
-        spectrum = (self.waves @ features).view(b, n // 2, -1).transpose(0, 1)
-        out = (spectrum @ matrices).transpose(0, 1).reshape(b, n, -1)
-        return self.waves.T @ out + self.bias
+        """Map `(b, positions, features)` to `(b, positions, hidden)`; only the product may run in bfloat16."""
+        (b, n, f), device = features.shape, features.device.type
+        matrices = self.matrices() if self.training or self.fused is None else self.fused
+        with torch.autocast(device, enabled=False):  # rounded waves would not turn with the image
+            spectrum = (self.waves @ features.to(self.waves)).view(b, n // 2, 2 * f).transpose(0, 1)
+        out = spectrum @ matrices if torch.is_autocast_enabled(device) else spectrum @ matrices.to(spectrum)
+        with torch.autocast(device, enabled=False):
+            rings = out.to(self.waves).transpose(0, 1).reshape(b, n, self.out_features)
+            return self.waves.T @ rings + self.bias

@@ -192,7 +192,7 @@ def _predict(
     # a particle is done when it is refined
     told = advance if refining is None else lambda count, note: advance(0, note)
     views = Calibration.of(model.calibration["views"][str(options.views)])
-    answers = predictor.stream([rows for _, rows in todo], _batch_size(options, pipeline), told)
+    answers = predictor.stream([rows for _, rows in todo], batch_size(options, pipeline), told)
 
     def chunks() -> Iterator[_Chunk]:
         for (number, rows), raw in zip(todo, answers, strict=True):
@@ -208,7 +208,8 @@ def _predict(
         columns = _columns(replace(found, in_training=in_training))
         journal.write(chunk.number, chunk.rows, columns | {DEVIATIONS: off})
 
-    for _ in in_order(finish, chunks(), threads=1):  # beside the network and the refinement of the next ones
+    # beside the network and the refinement of the next ones
+    for _ in in_order(finish, chunks(), threads=max(1, torch.get_num_threads() // 4)):
         pass
 
 
@@ -222,9 +223,12 @@ def _chunks(particles: ParticleSet, chosen: IntArray, box_px: int) -> Iterator[t
         yield from ((number, rows[start : start + count]) for start in range(0, len(rows), count))
 
 
-def _batch_size(options: PredictOptions, pipeline: ImagePipeline) -> int:
-    if options.batch_size or pipeline.device.type != "cpu":
-        return options.batch_size or 512
+def batch_size(options: PredictOptions, pipeline: ImagePipeline) -> int:
+    """Images that are predicted together."""
+    if options.batch_size:
+        return options.batch_size
+    if pipeline.device.type != "cpu":
+        return 512
     # a CPU is fastest while the maps of a batch stay in its caches
     return max(8, min(64, 64 * 64**2 // pipeline.box.size_px**2))
 

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 from cryoforum_plugin.network.cpu_layers import Dropout, PReLU
 from cryoforum_plugin.network.encoder import CircularConv2d
-from cryoforum_plugin.network.memory import keep_freed_memory
+from cryoforum_plugin.network.memory import freed_memory_kept
 
 CHANNELS_LAST = torch.channels_last
 
@@ -67,6 +67,6 @@ def test_a_convolution_round_the_ring_has_the_gradients_of_the_sum() -> None:
 
 
 def test_freed_memory_can_be_kept_twice() -> None:
-    keep_freed_memory()
-    keep_freed_memory()
-    assert torch.ones(2**24).sum() == 2**24
+    for _ in range(2):
+        with freed_memory_kept():
+            assert torch.ones(2**24).sum() == 2**24

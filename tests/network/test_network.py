@@ -59,13 +59,42 @@ def test_head_gradients_in_float64() -> None:
 @pytest.mark.parametrize("positions", [2, 6, 16])
 @pytest.mark.parametrize("fused", [False, True])
 def test_reading_the_ring_in_frequencies_equals_the_sum(positions: int, fused: bool) -> None:
-    layer = RingLinear(positions, features=3, hidden=5).double()
+    layer = RingLinear(positions, features=3, hidden=5).double().eval()
     if fused:
         layer.fuse(torch.float64)
     features = torch.randn(2, positions, 3, dtype=torch.float64)
     rings = torch.stack([features.roll(-j, dims=1).flatten(1) for j in range(positions)], dim=1)
     expected = torch.nn.functional.linear(rings, layer.weight, layer.bias)
     assert torch.allclose(layer(features), expected, atol=1e-6)  # its waves are float32
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_ring_turns_in_bfloat16(fused: bool) -> None:
+    torch.manual_seed(0)
+    layer, features = RingLinear(16, 8, 8).eval(), torch.randn(4, 16, 8).bfloat16()
+    if fused:
+        layer.fuse(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        turned, output = layer(features.roll(4, 1)), layer(features).roll(4, 1)
+    # by a quarter turn the waves exchange places: the product rounds the same numbers
+    assert (turned - output).norm() < 1e-3 * output.norm()
+
+
+def test_the_ring_has_the_gradients_of_the_sum() -> None:
+    torch.manual_seed(0)
+    layer, features = RingLinear(6, 3, 5), torch.randn(2, 6, 3)
+    layer.fuse(torch.float32)  # not used in training
+    rings = torch.stack([features.roll(-j, dims=1).flatten(1) for j in range(6)], dim=1)
+    gradients = []
+    for output in (layer(features), torch.nn.functional.linear(rings, layer.weight, layer.bias)):
+        gradients.append(torch.autograd.grad(output.square().sum(), (layer.weight, layer.bias)))
+    for ours, direct in zip(*gradients, strict=True):
+        assert torch.allclose(ours, direct, atol=1e-5)
+
+
+def test_a_ring_needs_an_even_number_of_positions() -> None:
+    with pytest.raises(ValueError, match="even number"):
+        RingLinear(5, 3, 3)
 
 
 @pytest.mark.parametrize("encoder", ["polar", "vgg"])
