@@ -43,7 +43,7 @@ class RingLinear(nn.Linear):
     def matrices(self) -> Tensor:
         """Matrices `(positions / 2, 2 features, 2 hidden)` between the (cos, sin) of each frequency in and out."""
         n = len(self.waves)
-        back = torch.full((n, 1), math.sqrt(n / 2)).to(self.waves)  # from an orthogonal transform to a sum
+        back = torch.full_like(self.waves[:, :1], math.sqrt(n / 2))  # from an orthogonal transform to a sum
         back[:2] = math.sqrt(n)
         with torch.autocast(self.weight.device.type, enabled=False):
             spectrum = (back * self.waves) @ self.weight.unflatten(1, (n, -1))
@@ -59,7 +59,7 @@ class RingLinear(nn.Linear):
         matrices = self.matrices() if self.training or self.fused is None else self.fused
         with torch.autocast(device, enabled=False):  # rounded waves would not turn with the image
             spectrum = (self.waves @ features.to(self.waves)).view(b, n // 2, 2 * f).transpose(0, 1)
-        out = spectrum @ matrices if torch.is_autocast_enabled(device) else spectrum @ matrices.to(spectrum)
+        out = spectrum @ matrices
         with torch.autocast(device, enabled=False):
             rings = out.to(self.waves).transpose(0, 1).reshape(b, n, self.out_features)
             return self.waves.T @ rings + self.bias
