@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--map", type=Path, default=MAP)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each of the original's two figures")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="of the default preset; the paper preset has 2")
     parser.add_argument("--work-dir", type=Path, default=None)
     parser.add_argument("--output", type=Path, default=RESULTS / "original_network.json")
@@ -154,7 +154,7 @@ def main() -> None:
             "times_original": round(ratio, 1),
         }
     result = {
-        "command": command_line(),
+        "command": command_line().replace(arguments.tensorflow, "PYTHON"),
         "machine": machine()
         | {"tensorflow": original["tensorflow"], "original_parameters": original["parameters"]},
         "particles": arguments.count,
