@@ -33,6 +33,7 @@ from cryoforum_plugin.images.cache import cached_images
 from cryoforum_plugin.images.stacks import StackReader, write_stack
 from cryoforum_plugin.images.working import finish
 from cryoforum_plugin.network.device import choose_device, choose_precision
+from cryoforum_plugin.network.encoder import fused_for_inference
 from cryoforum_plugin.network.model import Model, load_model
 from cryoforum_plugin.particles import ParticleSet
 from cryoforum_plugin.prediction.images import image_pipeline
@@ -119,7 +120,8 @@ def network_flops(model: Model) -> int:
     """Operations of the network on one image."""
     n = model.box.size_px
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.network.eval()(torch.zeros(1, 1, n, n, device=next(model.network.parameters()).device))
+        fused = fused_for_inference(model.network)
+        fused(torch.zeros(1, 1, n, n, device=next(fused.parameters()).device))
     return counter.get_total_flops()
 
 
@@ -265,9 +267,11 @@ def main() -> None:
         )
         peak = peak_gflops(device, dtype)
         rows = [measure(work, box, arguments.preset, device) for box in arguments.boxes]
-        for row in rows:  # a prediction passes every view through the network, a training three times as much
+        for (
+            row
+        ) in rows:  # a prediction locates the particle before its views; a training step takes three passes
             flops = row["network_MFLOP"] / 1e3
-            row["predicted_share_of_peak"] = round(VIEWS * flops * row["predicted_per_s"] / peak, 3)
+            row["predicted_share_of_peak"] = round((VIEWS + 1) * flops * row["predicted_per_s"] / peak, 3)
             row["trained_share_of_peak"] = round(3 * flops * row["trained_per_s"] / peak, 3)
             row["predicted_share_of_disk"] = round(row["predicted_per_s"] / row["images_from_disk_per_s"], 3)
         result = {
